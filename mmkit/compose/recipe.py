@@ -1,0 +1,137 @@
+"""What a recipe says, as typed values. Torch-free: `mmkit.compose.load` makes these from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmkit.contracts.options import Count, Fraction, NonNegative, Positive, Size, Spec, part
+from mmkit.contracts.port import Attend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """How one kind of segment enters and leaves the backbone.
+
+    Options:
+        modality: the registered modality of its segments.
+        source: (written ``from``) the encoder or tokenizer they enter through.
+        attend: ``causal``, ``block`` (a span sees all of itself), ``level`` (one rank per level of a multi-scale tokenizer),
+            ``full`` (all such spans of a sample see each other).
+        head: the head that learns and generates it; none where it is input only.
+        noised: ``hidden``: a target's noised copy is seen by itself only, and a clean copy follows it.
+        position: ``shared``: all tokens of a span take one position; otherwise the backbone's scheme plans them.
+        enters: ``cross``: keys and values of cross-attention only.
+        marks: whether a begin and an end mark stand around its spans.
+    """
+
+    modality: str
+    source: str = field(metadata={"key": "from"})
+    attend: Attend = "causal"
+    head: str | None = None
+    noised: Literal["visible", "hidden"] = "visible"
+    position: Literal["planned", "shared"] = "planned"
+    enters: Literal["inline", "cross"] = "inline"
+    marks: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The parts, and how they are wired. A model of tokenizers alone is trained by reconstruction."""
+
+    tokenizers: dict[str, Spec] = field(default_factory=dict, metadata={"part": "tokenizer"})
+    encoders: dict[str, Spec] = field(default_factory=dict, metadata={"part": "encoder"})
+    backbone: Spec | None = part("backbone", default=None)
+    heads: dict[str, Spec] = field(default_factory=dict, metadata={"part": "head"})
+    streams: dict[str, Stream] = field(default_factory=dict)
+    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def readers(self, modality: str) -> tuple[str, ...]:
+        """The streams an input segment enters through: `reads`, else those without a head, else the one with."""
+        if modality in self.reads:
+            return self.reads[modality]
+        of = {name: s for name, s in self.streams.items() if s.modality == modality}
+        return tuple(n for n, s in of.items() if s.head is None) or tuple(of)[:1]
+
+    def writer(self, modality: str) -> str | None:
+        """The stream a target segment goes to: the one of its modality with a head."""
+        return next((n for n, s in self.streams.items() if s.modality == modality and s.head is not None), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """Loss weights of a tokenizer trained by reconstruction; the tokenizer adds its own (KL, commitment).
+
+    Options:
+        l1, l2: pixel losses.
+        perceptual: distance of features of a frozen timm model (LPIPS-style, Zhang et al. 2018), named by `features`.
+        adversarial: hinge loss of a patch discriminator (Isola et al. 2017), from step `adversarial_start` on, with the
+            adaptive weight of VQGAN (Esser et al. 2021).
+        features: a timm model name, with its weights in `features_weights`.
+    """
+
+    l1: NonNegative = 1.0
+    l2: NonNegative = 0.0
+    perceptual: NonNegative = 0.0
+    adversarial: NonNegative = 0.0
+    adversarial_start: Size = 0
+    features: str | None = None
+    features_weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How it is trained.
+
+    Options:
+        steps: optimizer steps.
+        batch_samples: samples of one step: which ones is a pure function of (seed, step), whatever the model.
+        batch_tokens: tokens of one forward pass; what a step has beyond that is accumulated over further passes.
+        lr: peak learning rate of AdamW; `warmup` steps up to it, then `schedule` down to ``lr * lr_end``.
+        loss_weights: weight of each head's loss (default 1).
+        precision: ``auto`` takes bf16 autocast where the device is faster with it.
+        ema: decay of the exponential moving average of the weights that sampling and the checkpoint use; 0 for none.
+        recompute: activation checkpointing.
+        sample_every, save_every, log_every: steps between samples, checkpoints and log lines; 0 for only at the end.
+        keep: finished checkpoints to keep.
+    """
+
+    steps: Count = 1000
+    batch_samples: Count = 64
+    batch_tokens: Count = 8192
+    lr: Positive = 1e-3
+    lr_end: Fraction = 0.0
+    warmup: Size = 50
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    clip: NonNegative = 1.0
+    ema: Fraction = 0.0
+    seed: Size = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    recompute: bool = False
+    loss_weights: dict[str, NonNegative] = field(default_factory=dict)
+    reconstruction: Reconstruction = Reconstruction()
+    log_every: Count = 10
+    sample_every: Size = 0
+    save_every: Size = 0
+    keep: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """One source of the mixture, and its share of the samples."""
+
+    source: Spec
+    weight: Positive = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One recipe, checked. `text` is its resolved rendering, every default written out: what a checkpoint keeps."""
+
+    model: Model
+    data: tuple[Mixed, ...] = ()
+    train: Train = Train()
+    file: str = ""
+    text: str = ""

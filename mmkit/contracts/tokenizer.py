@@ -1,0 +1,57 @@
+"""Tokenizer: content to codes or latents, and back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mmkit.contracts.part import Part
+from mmkit.contracts.port import Port
+from mmkit.contracts.values import Reconstruction
+from mmkit.errors import ContractError
+
+
+class Tokenizer(Part):
+    """Turns content into codes or latents and back; built as ``Class(config)``.
+
+    `port` is set by the constructor (space ``codes`` or ``latents``). Latents are given and taken in the scale that a
+    diffusion head expects (about zero mean, unit variance): scaling belongs to the tokenizer.
+    """
+
+    port: Port
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The grid of codes or latents for a content of this size; not asked of open modalities (text).
+
+        Raises `ContractError` where the size does not divide.
+        """
+        raise ContractError(type(self).__name__, "its contents have an open length, so it has no grid")
+
+    @abstractmethod
+    def encode(self, contents: Sequence[Any]) -> list[Tensor]:
+        """One tensor per content: codes ``[*grid]`` (int64) or latents ``[*grid, C]``."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[Tensor]) -> list[Any]:
+        """Contents in canonical form from what `encode` gives."""
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """The vectors ``[..., C]`` behind codes ``[...]``, for connectors that read vectors."""
+        raise ContractError(
+            type(self).__name__, "its codes have no vectors", "name a connector that reads codes, such as `embed`"
+        )
+
+    @property
+    def fitted(self) -> bool:
+        """False while `fit` must still see data (an untrained sentencepiece, latent statistics)."""
+        return True
+
+    def fit(self, contents: Iterable[Any]) -> None:
+        """Learns from contents, once, before the first step. What it learns is kept in buffers."""
+
+    def reconstruct(self, contents: Sequence[Any]) -> Reconstruction:
+        """Encode and decode with gradients, with the losses that are the tokenizer's own (KL, commitment)."""
+        raise ContractError(type(self).__name__, "it has nothing that reconstruction could train")

@@ -1,0 +1,139 @@
+"""The tensors that cross a seam, each in one frozen type.
+
+Shape suffixes: T packed tokens, S tokens of one call, D backbone width, C channels, A position axes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkit.contracts.options import Sampling
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Many samples laid end to end, no padding: what a backbone reads.
+
+    `x_TD` embeddings; `positions_TA` integer coordinates; `stream_T` the index of the stream that owns each token;
+    `plan` the lowered visibility rule, executed by `mmkit.kernels.attention.attend`; `condition_TD` conditioning (noise
+    level, class) per token, zero where there is none, or None where nothing is conditioned. `memory` holds tokens that
+    enter by cross-attention only, `memory_plan` who sees them.
+    """
+
+    x_TD: Tensor
+    positions_TA: Tensor
+    stream_T: Tensor
+    plan: Any
+    condition_TD: Tensor | None = None
+    memory: Packed | None = None
+    memory_plan: Any = None
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a backbone gives: states ``[T, D]`` after its last norm, and auxiliary losses (already weighted scalars)."""
+
+    x_TD: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The target spans of one head in one batch, end to end.
+
+    `tokens` is codes ``[S]`` in the head's vocabulary (int64), or latents ``[S, C]``. `lengths` counts the tokens of each
+    span, `grids` their shapes, `streams` the stream each belongs to. `generators` holds one CPU random stream per span,
+    keyed by (seed, step, sample): a head draws noise and masks from nothing else.
+    """
+
+    tokens: Tensor
+    lengths: tuple[int, ...]
+    grids: tuple[tuple[int, ...], ...]
+    streams: tuple[str, ...]
+    generators: tuple[torch.Generator, ...]
+
+    def draw_uniform(self) -> Tensor:
+        """One uniform number in [0, 1) per span, on the CPU."""
+        return torch.stack([torch.rand((), generator=g) for g in self.generators])
+
+    def per_token(self, per_span: Tensor) -> Tensor:
+        """Repeats a value of each span over its tokens: ``[spans, ...]`` to ``[S, ...]``."""
+        return per_span.repeat_interleave(torch.tensor(self.lengths, device=per_span.device), dim=0)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What the backbone sees at the tokens of spans that a head learns or generates.
+
+    `tokens`: codes ``[S]`` or latents ``[S, C]``, embedded by the stream's connector. Where `blank_S` is true the
+    embedding is replaced by `blank_D` (a mask token). `add_SD` is added (time: add); `lead_ND` is one extra token before
+    each of the N spans (time: token); `condition_SD` reaches modulating backbones (time: adaln).
+    """
+
+    tokens: Tensor
+    blank_S: Tensor | None = None
+    blank_D: Tensor | None = None
+    add_SD: Tensor | None = None
+    lead_ND: Tensor | None = None
+    condition_SD: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A head's plan for its targets: what the backbone sees, and what must be predicted.
+
+    `target` is in the head's own form, one row per token; `weight_S` is 0 where nothing is learned; `level_S` is the noise
+    level or mask ratio in [0, 1] of each token, for diagnosis.
+    """
+
+    feed: Feed
+    target: Tensor
+    weight_S: Tensor
+    level_S: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """A loss per token, not yet summed: `value_S` times `weight_S`, to be divided by the global sum of weights."""
+
+    value_S: Tensor
+    weight_S: Tensor
+    level_S: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One span a head is asked to generate.
+
+    `grid` is its shape; for an open stream ``(max_tokens,)``. `stream` says whose codes are wanted, `end` the id of the
+    mark that ends an open span (None: the grid ends it). `generator` is a CPU stream of this sample alone.
+    """
+
+    stream: str
+    grid: tuple[int, ...]
+    generator: torch.Generator
+    sampling: Sampling
+    device: torch.device
+    dtype: torch.dtype
+    end: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Tokens of the span."""
+        count = 1
+        for n in self.grid:
+            count *= n
+        return count
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a tokenizer gives in training: the reconstructed contents, its own weighted scalar losses, and figures to log."""
+
+    contents: list[Any]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)

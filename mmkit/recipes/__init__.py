@@ -1,0 +1,1 @@
+"""The zoo: recipes shipped with mmkit, named by their file."""

@@ -1,0 +1,23 @@
+"""Content becomes one sequence: layout, visibility (the mask), positions, packing."""
+
+from mmkit.hooks import Register, hookimpl
+
+MODALITIES = {
+    "image": "mmkit.sequence.modalities:Image",
+    "text": "mmkit.sequence.modalities:Text",
+    "video": "mmkit.sequence.modalities:Video",
+}
+POSITIONS = {
+    "axial": "mmkit.sequence.positions:Axial",
+    "mrope": "mmkit.sequence.positions:MRope",
+    "rope": "mmkit.sequence.positions:Rope",
+}
+
+
+@hookimpl
+def mmkit_components(register: Register) -> None:
+    """Registers the modalities and the position schemes."""
+    for name, target in MODALITIES.items():
+        register("modality", name, target)
+    for name, target in POSITIONS.items():
+        register("positions", name, target)

@@ -1,0 +1,285 @@
+"""From segments to places: which token of the sequence is what, who may see it, and where it stands.
+
+The only module that assigns ranks. A document (one sample) is written span by span with a `Cursor`, in training from the
+first token to the last, in generation from wherever the cache ends; both take the same steps, so they agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmkit.contracts.port import Attend
+from mmkit.contracts.positions import Positions
+
+
+@dataclass(frozen=True)
+class StreamRule:
+    """What the sequence must know of a stream.
+
+    `begin` and `end` are the ids of the marks around its spans (-1: none), `owner` the index of the stream whose part of
+    the backbone reads those marks. `hidden`: a target's noised copy is seen by itself only, and its clean copy follows.
+    """
+
+    index: int
+    name: str
+    attend: Attend = "causal"
+    hidden: bool = False
+    shared: bool = False
+    cross: bool = False
+    open: bool = False
+    begin: int = -1
+    end: int = -1
+    owner: int = 0
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The next free rank and position of a document, and the rank its ``full`` spans share (-1: none yet)."""
+
+    rank: int = 0
+    position: int = 0
+    full: int = -1
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens in a row: rank, hidden, stream ``[n]`` and positions ``[n, axes]``."""
+
+    rank: np.ndarray
+    hidden: np.ndarray
+    stream: np.ndarray
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one segment's tokens lie: ``start .. start + length``, after `lead` extra tokens of its head.
+
+    `segment` and `stream` say whose they are; `target` whether a head learns them; `noised` whether this is the hidden
+    copy that later tokens do not see. `memory` spans lie in the cross-attention memory instead.
+    """
+
+    doc: int
+    segment: int
+    stream: int
+    start: int
+    grid: tuple[int, ...]
+    target: bool
+    noised: bool = False
+    lead: int = 0
+    memory: bool = False
+
+    @property
+    def length(self) -> int:
+        """The number of tokens, its lead not counted."""
+        return math.prod(self.grid)
+
+    @property
+    def stop(self) -> int:
+        """One past its last token."""
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One segment on its way in through one stream. `levels`: the lengths of its levels where it attends by level."""
+
+    rule: StreamRule
+    segment: int
+    grid: tuple[int, ...]
+    target: bool = False
+    lead: int = 0
+    levels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One mark token: its place and its id."""
+
+    place: int
+    id: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token that must predict a mark: which segment comes next, or `stop`."""
+
+    place: int
+    id: int
+
+
+def write_mark(cursor: Cursor, rule: StreamRule, positions: Positions) -> tuple[Block, Cursor]:
+    """One mark of a stream: a causal token, or, in a ``full`` stream, one of the rank all such tokens share."""
+    attend: Attend = "full" if rule.attend == "full" else "causal"
+    return write_span(cursor, replace(rule, attend=attend, shared=False, index=rule.owner), (1,), positions)
+
+
+def write_span(
+    cursor: Cursor,
+    rule: StreamRule,
+    grid: tuple[int, ...],
+    positions: Positions,
+    *,
+    lead: int = 0,
+    noised: bool = False,
+    levels: tuple[int, ...] = (),
+) -> tuple[Block, Cursor]:
+    """The tokens of one span, its head's lead tokens first, and the cursor after it.
+
+    A noised copy leaves the position cursor where it was, so its clean copy stands on the same positions.
+    """
+    count = math.prod(grid)
+    first = cursor.rank
+    after = cursor
+    if rule.attend == "causal":
+        rank = np.arange(first, first + count)
+        after = replace(after, rank=first + count)
+    elif rule.attend == "level":
+        rank = first + np.repeat(np.arange(len(levels)), levels)
+        after = replace(after, rank=first + len(levels))
+    elif rule.attend == "full":
+        shared = first if cursor.full < 0 else cursor.full
+        rank = np.full(count, shared)
+        after = replace(after, full=shared, rank=max(first, shared + 1))
+    else:
+        rank = np.full(count, first)
+        after = replace(after, rank=first + 1)
+    coordinates, position = positions.place(cursor.position, grid, rule.shared)
+    if lead:
+        rank = np.concatenate([np.full(lead, rank[0] if count else first), rank])
+        coordinates = np.concatenate([np.full((lead, positions.axes), cursor.position), coordinates])
+    block = Block(
+        rank.astype(np.int32),
+        np.full(count + lead, int(noised), np.int32),
+        np.full(count + lead, rule.index, np.int32),
+        coordinates,
+    )
+    return block, after if noised else replace(after, position=position)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One sample laid out: its tokens, its spans and marks, and what its choices must predict."""
+
+    tokens: Block
+    memory: Block
+    spans: tuple[Span, ...]
+    marks: tuple[Mark, ...]
+    choices: tuple[Choice, ...]
+    cursor: Cursor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def lay_out(pieces: Sequence[Piece], positions: Positions, *, stop: int = -1) -> Document:
+    """One document from its pieces, in order.
+
+    `stop` is the id of the mark that ends a sample: where given, the token before a target's begin mark must predict that
+    mark, and the last token of a document that ends with a target must predict `stop`.
+    """
+    cursor = Cursor()
+    blocks: list[Block] = []
+    memory: list[Block] = []
+    spans: list[Span] = []
+    marks: list[Mark] = []
+    choices: list[Choice] = []
+    size, memory_size = 0, 0
+
+    def mark(rule: StreamRule, id: int) -> None:
+        nonlocal cursor, size
+        block, cursor = write_mark(cursor, rule, positions)
+        blocks.append(block)
+        marks.append(Mark(size, id))
+        size += 1
+
+    for piece in pieces:
+        rule = piece.rule
+        if rule.begin >= 0:
+            if stop >= 0 and piece.target and size:
+                choices.append(Choice(size - 1, rule.begin))
+            mark(rule, rule.begin)
+        if rule.cross:
+            block, after = write_span(replace(cursor, position=0), rule, piece.grid, positions, levels=piece.levels)
+            cursor = replace(after, position=cursor.position)
+            spans.append(Span(0, piece.segment, rule.index, memory_size, piece.grid, False, memory=True))
+            memory.append(block)
+            memory_size += len(block)
+            continue
+        copies = (True, False) if rule.hidden and piece.target else (False,)
+        for noised in copies:
+            lead = piece.lead if piece.target and noised == copies[0] else 0
+            block, cursor = write_span(
+                cursor, rule, piece.grid, positions, lead=lead, noised=noised, levels=piece.levels
+            )
+            target = piece.target and noised == copies[0]
+            spans.append(Span(0, piece.segment, rule.index, size + lead, piece.grid, target, noised, lead))
+            blocks.append(block)
+            size += len(block)
+        if rule.end >= 0:
+            mark(rule, rule.end)
+    if stop >= 0 and pieces and pieces[-1].target:
+        choices.append(Choice(size - 1, stop))
+    axes = positions.axes
+    return Document(
+        _join(blocks, axes), _join(memory, axes), tuple(spans), tuple(marks), tuple(choices), cursor
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Documents laid end to end. Arrays are ``[T]`` int32, positions ``[T, axes]`` int64; places count from the first token."""
+
+    doc: np.ndarray
+    tokens: Block
+    memory_doc: np.ndarray
+    memory: Block
+    spans: tuple[Span, ...]
+    marks: tuple[Mark, ...]
+    choices: tuple[Choice, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def join(documents: Sequence[Document], axes: int) -> Layout:
+    """One layout of many documents; document i gets number i."""
+    spans: list[Span] = []
+    marks: list[Mark] = []
+    choices: list[Choice] = []
+    start, memory_start = 0, 0
+    for number, document in enumerate(documents):
+        for span in document.spans:
+            spans.append(replace(span, doc=number, start=span.start + (memory_start if span.memory else start)))
+        marks += [replace(m, place=m.place + start) for m in document.marks]
+        choices += [replace(c, place=c.place + start) for c in document.choices]
+        start += len(document)
+        memory_start += len(document.memory)
+    return Layout(
+        np.repeat(np.arange(len(documents), dtype=np.int32), [len(d) for d in documents]),
+        _join([d.tokens for d in documents], axes),
+        np.repeat(np.arange(len(documents), dtype=np.int32), [len(d.memory) for d in documents]),
+        _join([d.memory for d in documents], axes),
+        tuple(spans),
+        tuple(marks),
+        tuple(choices),
+    )
+
+
+def _join(blocks: Sequence[Block], axes: int) -> Block:
+    if not blocks:
+        empty = np.zeros(0, np.int32)
+        return Block(empty, empty, empty, np.zeros((0, axes), np.int64))
+    return Block(
+        np.concatenate([b.rank for b in blocks]),
+        np.concatenate([b.hidden for b in blocks]),
+        np.concatenate([b.stream for b in blocks]),
+        np.concatenate([b.positions for b in blocks]).astype(np.int64),
+    )
