@@ -1,0 +1,31 @@
+"""Masked attention, stated plainly. Any float dtype; what the implementations are tested against.
+
+Shape suffixes: Q queries, S keys, N query heads, K key heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def reference(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_QS: Tensor, *, scale: float | None = None) -> Tensor:
+    """``softmax(scale * q k^T over the visible keys) v``, ``[Q, N, H]``; a query that sees no key gives 0.
+
+    Query head n reads key head ``n // (N / K)`` (grouped-query attention, Ainslie et al. 2023). `scale` defaults to
+    ``H ** -0.5``.
+    """
+    groups = q_QNH.shape[1] // k_SKH.shape[1]
+    scale = 1 / math.sqrt(q_QNH.shape[2]) if scale is None else scale
+    k_SNH = k_SKH.repeat_interleave(groups, 1)
+    v_SNH = v_SKH.repeat_interleave(groups, 1)
+    score_NQS = torch.einsum("qnh,snh->nqs", q_QNH, k_SNH) * scale
+    score_NQS = score_NQS.masked_fill(~mask_QS, -torch.inf)
+    # The largest score of a row that sees nothing is -inf, and -inf minus itself is NaN.
+    top_NQ1 = score_NQS.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(score_NQS.dtype).min)
+    weight_NQS = (score_NQS - top_NQ1).exp()
+    total_NQ1 = weight_NQS.sum(-1, keepdim=True)
+    weight_NQS = weight_NQS / torch.where(total_NQ1 > 0, total_NQ1, 1)
+    return torch.einsum("nqs,snh->qnh", weight_NQS, v_SNH)
