@@ -46,6 +46,13 @@ class Model:
     streams: dict[str, Stream] = field(default_factory=dict)
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def specs(self) -> dict[str, Spec]:
+        """Every part by its path (``heads.paint``), in the order they are built; connectors not counted."""
+        found = {f"{kind}.{n}": s for kind in ("tokenizers", "encoders") for n, s in getattr(self, kind).items()}
+        if self.backbone is not None:
+            found["backbone"] = self.backbone
+        return found | {f"heads.{name}": spec for name, spec in self.heads.items()}
+
     def readers(self, modality: str) -> tuple[str, ...]:
         """The streams an input segment enters through: `reads`, else those without a head, else the one with."""
         if modality in self.reads:
@@ -68,7 +75,11 @@ class Reconstruction:
         adversarial: hinge loss of a patch discriminator (Isola et al. 2017), from step `adversarial_start` on, with the
             adaptive weight of VQGAN (Esser et al. 2021).
         features: a timm model name, with its weights in `features_weights`.
+        steps, lr: how long and how fast a tokenizer is trained that a larger recipe uses without naming its weights.
     """
+
+    steps: Count = 600
+    lr: Positive = 2e-3
 
     l1: NonNegative = 1.0
     l2: NonNegative = 0.0

@@ -30,6 +30,10 @@ class Tokenizer(Part):
         """
         raise ContractError(type(self).__name__, "its contents have an open length, so it has no grid")
 
+    def levels(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The lengths of the levels of a multi-scale grid, coarse to fine, for streams that attend by level."""
+        raise ContractError(type(self).__name__, "its grid has no levels", "use `attend: causal`, `block` or `full`")
+
     @abstractmethod
     def encode(self, contents: Sequence[Any]) -> list[Tensor]:
         """One tensor per content: codes ``[*grid]`` (int64) or latents ``[*grid, C]``."""

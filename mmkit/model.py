@@ -1,0 +1,378 @@
+"""UnifiedModel: the one place where the kinds of parts meet.
+
+Shape suffixes: T packed tokens, S tokens of one head or source, D backbone width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmkit.checkpoint import load_part, open_run
+from mmkit.compose import load as load_recipe
+from mmkit.compose.recipe import Recipe
+from mmkit.compose.wiring import seeded, wire
+from mmkit.contracts.head import Head
+from mmkit.contracts.options import Sampling
+from mmkit.contracts.seeds import derive
+from mmkit.contracts.segment import Segment
+from mmkit.contracts.values import Feed, Packed, Targets, TokenLoss
+from mmkit.contracts.vocabulary import MARKS
+from mmkit.errors import ContractError
+from mmkit.generate import generate
+from mmkit.routing import Batch, Router
+from mmkit.sequence.layout import Span
+from mmkit.sequence.lowering import lower
+from mmkit.sequence.visibility import Visibility
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one batch: per token for each head, and the backbone's auxiliary scalars."""
+
+    heads: dict[str, TokenLoss]
+    auxiliary: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one head does in one batch: where its targets are fed, where they are predicted, and what it prepared."""
+
+    feed_places: Tensor
+    read_places: Tensor
+    prepared: Any
+
+
+class UnifiedModel(nn.Module):
+    """A recipe's parts, wired. Training calls it with a batch; `generate` continues samples.
+
+    Args:
+        recipe: a checked recipe.
+        seed: initial weights are drawn from streams keyed by (seed, part path); None takes the recipe's.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int | None = None) -> None:
+        super().__init__()
+        seed = recipe.train.seed if seed is None else seed
+        wired = wire(recipe.model, seed)
+        self.recipe = recipe
+        self.tokenizers = nn.ModuleDict(wired.tokenizers)
+        self.encoders = nn.ModuleDict(wired.encoders)
+        self.connectors = nn.ModuleDict(wired.connectors)
+        self.heads = nn.ModuleDict(wired.heads)
+        self.backbone = wired.backbone
+        self.router = Router(recipe.model, wired)
+        with seeded(seed, "marks"):
+            self.marks = nn.Embedding(len(wired.marks), self.backbone.dim)
+            nn.init.normal_(self.marks.weight, std=0.02)
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self._tie()
+        self._freeze()
+
+    def _tie(self) -> None:
+        for name, head in self.heads.items():
+            if not head.tied:
+                continue
+            tables = {}
+            for piece in head.vocabulary.slices:
+                table = self.marks.weight if piece.owner == MARKS else self._connector(piece.owner).table
+                if table is None:
+                    raise ContractError(
+                        f"heads.{name}.tied", f"the connector of stream {piece.owner!r} has no embedding table to tie to",
+                        "use connector `embed` there, or leave `tied` out", rule="head.tied",
+                    )  # fmt: skip
+                tables[piece.owner] = table
+            head.tie(tables)
+
+    def _freeze(self) -> None:
+        for path, module in self.parts().items():
+            if self.specs()[path].frozen:
+                module.requires_grad_(False)
+
+    def _connector(self, stream: str) -> nn.Module:
+        return self.connectors[self.recipe.model.streams[stream].source]
+
+    def specs(self) -> dict[str, Any]:
+        """The recipe's specs by part path (``heads.paint``)."""
+        return self.recipe.model.specs()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts by path, connectors not counted."""
+        return {path: self.get_submodule(path) for path in self.specs()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.marks.weight.device
+
+    def train(self, mode: bool = True) -> UnifiedModel:
+        """Training mode for what is trained: tokenizers and frozen parts stay in evaluation mode."""
+        super().train(mode)
+        self.tokenizers.eval()
+        for path, module in self.parts().items():
+            if self.specs()[path].frozen:
+                module.eval()
+        return self
+
+    # Content in, content out
+
+    def encode(self, source: str, contents: Sequence[Any]) -> list[Tensor]:
+        """Folded tokens of each content: codes ``[*grid]``, or vectors ``[*grid, C]``.
+
+        Nothing trains a tokenizer through a head (a flow loss would collapse its latents), so those run without gradients.
+        """
+        if not contents:
+            return []
+        if source in self.tokenizers:
+            with torch.no_grad():
+                tokens = self.tokenizers[source].encode([self._to_device(c) for c in contents])
+        else:
+            tokens = self.encoders[source]([self._to_device(c) for c in contents])
+        return [self.connectors[source].fold(t) for t in tokens]
+
+    def decode(self, stream: str, tokens: Sequence[Tensor]) -> list[Any]:
+        """Contents from folded tokens ``[*grid, C]`` or codes ``[*grid]`` of a stream."""
+        source = self.recipe.model.streams[stream].source
+        connector, tokenizer = self.connectors[source], self.tokenizers[source]
+        return tokenizer.decode([connector.unfold(t) for t in tokens])
+
+    def connect(self, source: str, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """The embeddings ``[n, D]`` of each content's folded tokens."""
+        grids = [self._grid_of(source, t) for t in tokens]
+        flat = torch.cat([t.reshape(int(np.prod(g)), *t.shape[len(g) :]) for t, g in zip(tokens, grids, strict=True)])
+        x = self._project(source, flat, grids)
+        return list(x.split([int(np.prod(self.connectors[source].grid(g))) for g in grids]))
+
+    def _grid_of(self, source: str, tokens: Tensor) -> tuple[int, ...]:
+        vectors = self.connectors[source].port.space != "codes"
+        return tuple(tokens.shape[:-1] if vectors else tokens.shape)
+
+    def _project(self, source: str, flat: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
+        connector = self.connectors[source]
+        if connector.port.space == "codes" and "codes" not in connector.takes:
+            flat = self.tokenizers[source].embed(flat)
+        return connector(flat, grids)
+
+    def _to_device(self, content: Any) -> Any:
+        return content.to(self.device) if isinstance(content, Tensor) else content
+
+    def embed(self, head: str, feed: Feed, lengths: Sequence[int], grids: Sequence[tuple[int, ...]],
+              streams: Sequence[str]) -> Tensor:  # fmt: skip
+        """The embeddings ``[S, D]`` a feed puts at its tokens, spans end to end (lead tokens not among them)."""
+        part: Head = self.heads[head]
+        x_SD = feed.tokens.new_zeros((sum(lengths), self.backbone.dim), dtype=self.marks.weight.dtype)
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        by_source: dict[str, list[int]] = {}
+        for index, stream in enumerate(streams):
+            by_source.setdefault(self.recipe.model.streams[stream].source, []).append(index)
+        for source, members in by_source.items():
+            mine = torch.from_numpy(np.flatnonzero(np.isin(owners, members))).to(x_SD.device)
+            tokens = feed.tokens[mine]
+            if part.vocabulary is None:
+                x_SD = x_SD.index_copy(
+                    0, mine, self._project(source, tokens, [grids[i] for i in members]).to(x_SD.dtype)
+                )
+                continue
+            piece = part.vocabulary.of(streams[members[0]])
+            inside = (tokens >= piece.offset) & (tokens < piece.stop)
+            codes = torch.where(inside, tokens - piece.offset, 0)
+            embedded = self._project(source, codes, [grids[i] for i in members])
+            if MARKS in part.vocabulary:
+                marks = part.vocabulary.of(MARKS)
+                ids = torch.where(inside, 0, tokens - marks.offset)
+                embedded = torch.where(inside[:, None], embedded, self.marks(ids).to(embedded.dtype))
+            x_SD = x_SD.index_copy(0, mine, embedded.to(x_SD.dtype))
+        if feed.blank_S is not None:
+            x_SD = torch.where(feed.blank_S[:, None], feed.blank_D.to(x_SD.dtype), x_SD)
+        return x_SD if feed.add_SD is None else x_SD + feed.add_SD
+
+    # Training
+
+    def batches(self, samples: Sequence[Any], *, step: int, budget: int, seed: int | None = None) -> list[Batch]:
+        """Samples laid out and packed whole, at most `budget` tokens a batch. Raises `DataError` on one that is longer."""
+        return self.router.batches(
+            samples, self.tokenizers, step=step, budget=budget, seed=self.recipe.train.seed if seed is None else seed
+        )
+
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of one batch, per token."""
+        folded = {source: self.encode_batch(source, batch) for source in batch.contents}
+        x_TD = torch.zeros(len(batch.layout), self.backbone.dim, device=self.device, dtype=self.marks.weight.dtype)
+        if batch.layout.marks:
+            places = self._index([m.place for m in batch.layout.marks])
+            x_TD = x_TD.index_copy(0, places, self.marks(self._index([m.id for m in batch.layout.marks])))
+        x_TD, memory = self._enter(batch, folded, x_TD)
+        x_TD, condition, works = self._feed(batch, folded, x_TD)
+        hidden = self.backbone(self._pack(batch, x_TD, condition, memory))
+        return Losses(self._losses(batch, hidden.x_TD, works), hidden.losses)
+
+    def encode_batch(self, source: str, batch: Batch) -> list[Tensor]:
+        """`encode` over a batch's contents of one source; text was tokenized when it was laid out."""
+        contents = batch.contents[source]
+        ready = [self._to_device(c.tokens) for c in contents if c.tokens is not None]
+        return ready if ready else self.encode(source, [c.value for c in contents])
+
+    def _enter(self, batch: Batch, folded: dict[str, list[Tensor]], x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeds what is context: inputs, and the clean copies of noised targets. Cross spans go to the memory."""
+        memory = x_TD.new_zeros(len(batch.layout.memory_doc), x_TD.shape[1])
+        for source, links in batch.links.items():
+            inline = [(s, i) for s, i in links if not s.target and not s.noised and s.length]
+            if not inline:
+                continue
+            connected = dict(
+                zip(
+                    dict.fromkeys(i for _, i in inline),
+                    self.connect(source, [folded[source][i] for i in dict.fromkeys(i for _, i in inline)]),
+                    strict=True,
+                )
+            )
+            for crossing in (False, True):
+                mine = [(s, i) for s, i in inline if s.memory == crossing]
+                if not mine:
+                    continue
+                places = self._index(np.concatenate([np.arange(s.start, s.stop) for s, _ in mine]))
+                values = torch.cat([connected[i] for _, i in mine]).to(x_TD.dtype)
+                if crossing:
+                    memory = memory.index_copy(0, places, values)
+                else:
+                    x_TD = x_TD.index_copy(0, places, values)
+        return x_TD, memory if len(memory) else None
+
+    def _feed(
+        self, batch: Batch, folded: dict[str, list[Tensor]], x_TD: Tensor
+    ) -> tuple[Tensor, Tensor | None, dict[str, list[_Work]]]:
+        """Lets every head prepare its targets, and embeds what it feeds."""
+        works: dict[str, list[_Work]] = {}
+        condition = None
+        for name, spans in batch.targets.items():
+            head: Head = self.heads[name]
+            targets = self._targets(name, batch, spans, folded)
+            prepared = head.prepare(targets)
+            places = self._index(
+                np.concatenate(
+                    [np.arange(s.start, s.start + n) for (s, _), n in zip(spans, targets.lengths, strict=True)]
+                )
+            )
+            fed = self.embed(name, prepared.feed, targets.lengths, targets.grids, targets.streams)
+            x_TD = x_TD.index_copy(0, places, fed.to(x_TD.dtype))
+            if prepared.feed.lead_ND is not None:
+                leads = self._index([s.start - 1 for s, _ in spans])
+                x_TD = x_TD.index_copy(0, leads, prepared.feed.lead_ND.to(x_TD.dtype))
+            if prepared.feed.condition_SD is not None:
+                condition = torch.zeros_like(x_TD) if condition is None else condition
+                condition = condition.index_copy(0, places, prepared.feed.condition_SD.to(x_TD.dtype))
+            works[name] = [_Work(places, places + head.shift, prepared)]
+        chooser = self.router.chooser
+        if chooser and batch.layout.choices:
+            head = self.heads[chooser]
+            offset = head.vocabulary.of(MARKS).offset
+            ids = self._index([c.id + offset for c in batch.layout.choices])
+            places = self._index([c.place for c in batch.layout.choices])
+            count = len(ids)
+            generator = torch.Generator().manual_seed(0)
+            targets = Targets(ids, (1,) * count, ((1,),) * count, (MARKS,) * count, (generator,) * count)
+            works.setdefault(chooser, []).append(_Work(places, places, head.prepare(targets)))
+        return x_TD, condition, works
+
+    def _targets(
+        self, name: str, batch: Batch, spans: Sequence[tuple[Span, int]], folded: dict[str, list[Tensor]]
+    ) -> Targets:
+        head: Head = self.heads[name]
+        tokens, lengths = [], []
+        streams = [self.router.names[s.stream] for s, _ in spans]
+        for (span, index), stream in zip(spans, streams, strict=True):
+            source = self.recipe.model.streams[stream].source
+            value = folded[source][index]
+            flat = value.reshape(span.length, *value.shape[len(span.grid) :])
+            if head.vocabulary is not None:
+                flat = flat + head.vocabulary.of(stream).offset
+                rule = self.router.rules[stream]
+                if rule.open:
+                    end = head.vocabulary.of(MARKS).offset + rule.end
+                    flat = torch.cat([flat, flat.new_full((1,), end)])
+            tokens.append(flat)
+            lengths.append(len(flat))
+        generators = tuple(
+            torch.Generator().manual_seed(derive(*batch.key, batch.samples[s.doc], s.segment)) for s, _ in spans
+        )
+        return Targets(torch.cat(tokens), tuple(lengths), tuple(s.grid for s, _ in spans), tuple(streams), generators)
+
+    def _pack(self, batch: Batch, x_TD: Tensor, condition: Tensor | None, memory_TD: Tensor | None) -> Packed:
+        layout, seen = batch.layout, Visibility.of(batch.layout)
+        memory = memory_plan = None
+        if memory_TD is not None:
+            block = layout.memory
+            keys = Visibility(layout.memory_doc, block.rank, block.hidden)
+            memory = Packed(memory_TD, self._index(block.positions), self._index(block.stream), None)
+            memory_plan = lower(seen, keys, device=self.device)
+        return Packed(
+            x_TD, self._index(layout.tokens.positions), self._index(layout.tokens.stream),
+            lower(seen, None, device=self.device), condition, memory, memory_plan,
+        )  # fmt: skip
+
+    def _losses(self, batch: Batch, hidden_TD: Tensor, works: dict[str, list[_Work]]) -> dict[str, TokenLoss]:
+        losses = {}
+        for name, parts in works.items():
+            each = [self.heads[name].loss(hidden_TD[work.read_places], work.prepared) for work in parts]
+            levels = [e.level_S for e in each]
+            losses[name] = TokenLoss(
+                torch.cat([e.value_S for e in each]),
+                torch.cat([e.weight_S for e in each]),
+                torch.cat(levels) if all(level is not None for level in levels) else None,
+            )
+        return losses
+
+    def _index(self, values: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self.device)
+
+    # Use
+
+    @torch.no_grad()
+    def generate(self, segments: Sequence[Any], sampling: Sampling | None = None, *, seed: int = 0) -> list[Any]:
+        """Fills the blanks of one sample: a list of strings, pictures and segments, of which those without content
+        (`mmkit.Text()`, `mmkit.Image()`) are generated in order. Gives their contents.
+
+        ``model.generate([image, "What is left of the circle?", mmkit.Text()])[0]`` is the answer.
+        Raises `DataError` on content that no stream reads, or a blank that no head writes.
+        """
+        return self.generate_batch([segments], sampling, seeds=[seed])[0]
+
+    @torch.no_grad()
+    def generate_batch(
+        self, prompts: Sequence[Sequence[Any]], sampling: Sampling | None = None, *, seeds: Sequence[int] | None = None
+    ) -> list[list[Any]]:
+        """`generate` for many samples at once, of any mix of shapes; each depends on its own seed alone."""
+        samples = [self.coerce(segments) for segments in prompts]
+        return generate(self, samples, sampling or Sampling(), list(seeds) if seeds else [0] * len(samples))
+
+    def coerce(self, segments: Sequence[Any]) -> tuple[Segment, ...]:
+        """Segments from what people write: strings, pictures, arrays, segments."""
+        return self.router.coerce(segments)
+
+
+def load(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> UnifiedModel:
+    """The model of a run folder or of one of its checkpoints, ready to generate.
+
+    Takes the averaged weights where the run kept them. Raises `CheckpointError` where there is none.
+    """
+    checkpoint = open_run(Path(path), step)
+    recipe = load_recipe(checkpoint.path / "recipe.yaml")
+    with torch.device("meta"):
+        model = UnifiedModel(recipe)
+    model = model.to_empty(device=device)
+    model.load_state_dict(checkpoint.ema() or checkpoint.model())
+    model.sizes = {name: tuple(size) for name, size in checkpoint.trainer.get("sizes", {}).items()}
+    return model.eval()
+
+
+def load_weights(model: UnifiedModel) -> None:
+    """Loads what the recipe's `weights:` name into a newly built model. Raises `CheckpointError` on any mismatch."""
+    for path, spec in model.specs().items():
+        if spec.weights:
+            load_part(model.get_submodule(path), spec.weights, path)

@@ -1,0 +1,149 @@
+"""What one training step minimises: a unified model's heads, or a tokenizer's reconstruction.
+
+The trainer sees one interface; both normalise by counts that are known before the first forward pass, so a loss is the same
+under any packing, accumulation or sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmkit.compose.recipe import Recipe
+from mmkit.contracts.seeds import derive
+from mmkit.contracts.segment import Sample
+from mmkit.errors import DataError
+from mmkit.model import UnifiedModel
+from mmkit.nn.discriminator import PatchDiscriminator, adaptive_weight, hinge_discriminator, hinge_generator
+from mmkit.routing import Batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """One accumulated pass: its share of the step's loss, and figures as (sum, weight) to be averaged over the step."""
+
+    loss: Tensor
+    figures: Mapping[str, tuple[float, float]]
+    tokens: int
+    samples: tuple[str, ...]
+
+
+class Objective(Protocol):
+    """What the trainer needs: modules to train, by the path prefix their tensors are stored under, and a step's shares."""
+
+    def modules(self) -> Mapping[str, nn.Module]: ...
+    def shares(self, samples: Sequence[Sample], step: int) -> Iterator[Share]: ...
+
+
+class Joint:
+    """All heads of a unified model at once, each loss averaged over the step's target tokens of that head."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        self.model = model
+        self.train = model.recipe.train
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The model, stored without a prefix."""
+        return {"": self.model}
+
+    def shares(self, samples: Sequence[Sample], step: int) -> Iterator[Share]:
+        """One share per pack of at most `batch_tokens` tokens."""
+        batches = self.model.batches(samples, step=step, budget=self.train.batch_tokens)
+        totals: dict[str, int] = {}
+        for batch in batches:
+            for name, count in self._targets(batch).items():
+                totals[name] = totals.get(name, 0) + count
+        for batch in batches:
+            losses = self.model(batch)
+            terms, figures = [], {}
+            for name, loss in losses.heads.items():
+                weighted = (loss.value_S.float() * loss.weight_S).sum()
+                terms.append(self.train.loss_weights.get(name, 1.0) * weighted / totals[name])
+                figures[name] = (float(weighted.detach()), float(loss.weight_S.sum()))
+            share = len(batch.samples) / len(samples)
+            for name, value in losses.auxiliary.items():
+                terms.append(value * share)
+                figures[name] = (float(value.detach()) * share, share)
+            yield Share(torch.stack(terms).sum(), figures, len(batch.layout), batch.samples)
+
+    def _targets(self, batch: Batch) -> dict[str, int]:
+        """Target tokens of each head in a batch, known from its layout alone."""
+        counts = {
+            name: sum(s.length + self.model.router.rules[self.model.router.names[s.stream]].open for s, _ in spans)
+            for name, spans in batch.targets.items()
+        }
+        chooser = self.model.router.chooser
+        if chooser and batch.layout.choices:
+            counts[chooser] = counts.get(chooser, 0) + len(batch.layout.choices)
+        return counts
+
+
+class Reconstruct:
+    """A tokenizer's contents in and out again: pixel losses, its own terms, and optional perceptual and adversarial ones."""
+
+    def __init__(self, recipe: Recipe, tokenizers: nn.ModuleDict, modality: str, perceptual: Any = None) -> None:
+        self.tokenizers = tokenizers
+        self.modality = modality
+        self.weights = recipe.train.reconstruction
+        self.perceptual = perceptual
+        self.seed = recipe.train.seed
+        self.discriminator = PatchDiscriminator() if self.weights.adversarial else None
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The tokenizers, and the discriminator where there is one."""
+        found: dict[str, nn.Module] = {f"tokenizers.{n}": t for n, t in self.tokenizers.items()}
+        return found if self.discriminator is None else {**found, "discriminator": self.discriminator}
+
+    def shares(self, samples: Sequence[Sample], step: int) -> Iterator[Share]:
+        """One share: every tokenizer reconstructs every content of its modality."""
+        contents = [s.content for sample in samples for s in sample.segments if s.modality == self.modality]
+        if not contents:
+            raise DataError(f"step {step}", f"none of its {len(samples)} samples has {self.modality} content",
+                            "name a data source that has")  # fmt: skip
+        terms, figures = [], {}
+        torch.manual_seed(derive(self.seed, step, "reconstruct"))
+        for name, tokenizer in self.tokenizers.items():
+            result = tokenizer.reconstruct(contents)
+            for key, (value, weight) in self._terms(tokenizer, contents, result.contents, step).items():
+                terms.append(value * weight)
+                figures[f"{name}.{key}"] = (float(value.detach()), 1.0)
+            for key, value in result.losses.items():
+                terms.append(value)
+                figures[f"{name}.{key}"] = (float(value.detach()), 1.0)
+            figures.update({f"{name}.{key}": (float(value), 1.0) for key, value in result.figures.items()})
+        pixels = sum(c.numel() for c in contents)
+        yield Share(torch.stack(terms).sum(), figures, pixels, tuple(s.id for s in samples))
+
+    def _terms(
+        self, tokenizer: nn.Module, contents: Sequence[Tensor], outputs: Sequence[Tensor], step: int
+    ) -> dict[str, tuple[Tensor, float]]:
+        pairs = list(zip(contents, outputs, strict=True))
+        difference = torch.cat([(a - b).flatten() for a, b in pairs])
+        terms = {"l1": (difference.abs().mean(), self.weights.l1)}
+        if self.weights.l2:
+            terms["l2"] = (difference.square().mean(), self.weights.l2)
+        if self.perceptual is not None:
+            distance = torch.stack([self.perceptual(a[None], b[None]).mean() for a, b in pairs]).mean()
+            terms["perceptual"] = (distance, self.weights.perceptual)
+        if self.discriminator is not None and step >= self.weights.adversarial_start:
+            terms.update(self._adversarial(tokenizer, torch.stack(list(contents)), torch.stack(list(outputs)), terms))
+        return terms
+
+    def _adversarial(
+        self, tokenizer: nn.Module, real: Tensor, fake: Tensor, terms: Mapping[str, tuple[Tensor, float]]
+    ) -> dict[str, tuple[Tensor, float]]:
+        """The tokenizer is scored by a discriminator held still, the discriminator by pictures held still: one backward."""
+        still = {k: v.detach() for k, v in self.discriminator.named_parameters()}
+        scored = torch.func.functional_call(self.discriminator, still, (fake,))
+        adversarial = hinge_generator(scored)
+        reconstruction = torch.stack([value * weight for value, weight in terms.values()]).sum()
+        balance = adaptive_weight(reconstruction, adversarial, tokenizer.last_weight)
+        seen = hinge_discriminator(self.discriminator(real), self.discriminator(fake.detach()))
+        return {
+            "adversarial": (adversarial, float(balance) * self.weights.adversarial),
+            "discriminator": (seen, 1.0),
+        }
