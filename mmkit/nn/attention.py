@@ -1,0 +1,71 @@
+"""Attention layers: what stands around `mmkit.kernels.attention.attend`.
+
+Shape suffixes: T tokens, S memory tokens, D width, N query heads, K key heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmkit.nn.linear import linear
+from mmkit.nn.norm import RMSNorm
+from mmkit.nn.rotary import Turn
+from mmkit.nn.sizes import Sizes
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention (Ainslie et al. 2023), in the two halves on either side of the mask.
+
+    `qkv` holds the rows of queries, keys and values, in that order.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.head_dim = sizes.head_width
+        self.heads = (sizes.num_heads, sizes.kv_heads, sizes.kv_heads)
+        self.qkv = linear(sizes.dim, sum(self.heads) * self.head_dim, bias=sizes.bias != "none")
+        self.out = linear(sizes.num_heads * self.head_dim, sizes.dim, bias=sizes.bias == "all", std=sizes.out_std)
+        self.q_norm, self.k_norm = _head_norms(sizes)
+
+    def project(self, x_TD: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[T, N, H]``, keys and values ``[T, K, H]``; queries and keys normed and turned."""
+        q_TNH, k_TKH, v_TKH = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim)).split(self.heads, 1)
+        q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
+        if turn is not None:
+            q_TNH, k_TKH = turn(q_TNH), turn(k_TKH)
+        return q_TNH, k_TKH, v_TKH
+
+    def merge(self, attended_TNH: Tensor) -> Tensor:
+        """What every head has read, back to ``[T, D]``."""
+        return self.out(attended_TNH.flatten(1))
+
+
+class Memory(nn.Module):
+    """Cross-attention: queries from the sequence, keys and values from the memory, none of them turned.
+
+    `kv` holds the rows of keys, then of values.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.head_dim = sizes.head_width
+        self.q = linear(sizes.dim, sizes.num_heads * self.head_dim, bias=sizes.bias != "none")
+        self.kv = linear(sizes.dim, 2 * sizes.kv_heads * self.head_dim, bias=sizes.bias != "none")
+        self.out = linear(sizes.num_heads * self.head_dim, sizes.dim, bias=sizes.bias == "all", std=sizes.out_std)
+        self.q_norm, self.k_norm = _head_norms(sizes)
+
+    def project(self, x_TD: Tensor, memory_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[T, N, H]``, keys and values ``[S, K, H]``."""
+        q_TNH = self.q(x_TD).unflatten(-1, (-1, self.head_dim))
+        k_SKH, v_SKH = self.kv(memory_SD).unflatten(-1, (-1, self.head_dim)).chunk(2, 1)
+        return self.q_norm(q_TNH), self.k_norm(k_SKH), v_SKH
+
+    def merge(self, attended_TNH: Tensor) -> Tensor:
+        """What every head has read, back to ``[T, D]``."""
+        return self.out(attended_TNH.flatten(1))
+
+
+def _head_norms(sizes: Sizes) -> tuple[nn.Module, nn.Module]:
+    if not sizes.qk_norm:
+        return nn.Identity(), nn.Identity()
+    return RMSNorm(sizes.head_width, sizes.norm_eps), RMSNorm(sizes.head_width, sizes.norm_eps)

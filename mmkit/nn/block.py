@@ -1,0 +1,140 @@
+"""The blocks a backbone is made of, and what they read besides the hidden states.
+
+Shape suffixes: T tokens, S memory tokens, D width, N query heads, K key heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmkit.kernels.attention import attend
+from mmkit.nn.attention import Attention, Memory
+from mmkit.nn.mlp import Mlp
+from mmkit.nn.modulation import Change, added, make_modulation, shifted
+from mmkit.nn.norm import make_norm
+from mmkit.nn.rotary import Turn
+from mmkit.nn.sizes import Sizes
+from mmkit.nn.split import Split
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block of one forward pass reads.
+
+    `condition` is what blocks make their change of, `last_condition` what the last norm makes its of; `split` says which
+    tokens belong to which tower or pool; the memory is empty where the batch has none.
+    """
+
+    turn: Turn | None
+    plan: Any
+    cache: Any = None
+    condition: Tensor | None = None
+    last_condition: Tensor | None = None
+    split: Split | None = None
+    memory_SD: Tensor | None = None
+    memory_plan: Any = None
+
+    def attend(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        """What each token reads of those it sees, in this sequence and in the cache."""
+        if self.cache is not None:
+            k_TKH, v_TKH = self.cache.write(layer, k_TKH, v_TKH, self.plan)
+        return attend(q_TNH, k_TKH, v_TKH, self.plan)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each on normed input and added to the stream (pre-norm, as in Llama or DiT).
+
+    Args:
+        sizes: widths and variants.
+        layer: its place, which is its place in a cache.
+        mlp: what stands in for the MLP; then `feed_forward` is the subclass's.
+    """
+
+    def __init__(self, sizes: Sizes, layer: int, mlp: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer = layer
+        affine = sizes.modulation == "none"
+        self.attention_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=affine)
+        self.attention = Attention(sizes)
+        self.mlp_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=affine)
+        self.mlp = make_mlp(sizes) if mlp is None else mlp
+        self.modulation = make_modulation(sizes.modulation, sizes.dim, 6)
+
+    def forward(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Any]:
+        """``[T, D]`` to ``[T, D]``, and what the MLP has to report."""
+        change = self.change(context.condition)
+        attended_TNH = context.attend(self.layer, *self.before_attention(x_TD, change, context.turn))
+        return self.after_attention(x_TD, attended_TNH, change, context.split)
+
+    def change(self, condition: Tensor | None) -> Change:
+        """What the condition does to this block."""
+        return None if self.modulation is None else self.modulation(condition)
+
+    def before_attention(self, x_TD: Tensor, change: Change, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[T, N, H]``, keys and values ``[T, K, H]``. Token by token, as is `after_attention`."""
+        return self.attention.project(shifted(self.attention_norm(x_TD), change, 0), turn)
+
+    def after_attention(
+        self, x_TD: Tensor, attended_TNH: Tensor, change: Change, split: Split | None
+    ) -> tuple[Tensor, Any]:
+        """The block's output from its input and what attention has read."""
+        x_TD = added(x_TD, self.attention.merge(attended_TNH), change, 2)
+        y_TD, report = self.feed_forward(shifted(self.mlp_norm(x_TD), change, 3), split)
+        return added(x_TD, y_TD, change, 5), report
+
+    def feed_forward(self, x_TD: Tensor, split: Split | None) -> tuple[Tensor, Any]:
+        """The MLP; a plain one has nothing to report."""
+        return self.mlp(x_TD), None
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention to the memory: Flamingo's gated layer with its own MLP (Alayrac et al. 2022), or the plain layer."""
+
+    def __init__(self, sizes: Sizes, *, gated: bool) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps)
+        self.attention = Memory(sizes)
+        self.gated = gated
+        if gated:
+            self.attention_gate = nn.Parameter(torch.zeros(1))
+            self.mlp_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps)
+            self.mlp = make_mlp(sizes)
+            self.mlp_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_TD: Tensor, context: Context) -> tuple[Tensor, None]:
+        """``[T, D]`` to ``[T, D]``. An empty memory is read too, so that every rank uses the same weights."""
+        q_TNH, k_SKH, v_SKH = self.attention.project(self.attention_norm(x_TD), context.memory_SD)
+        read_TD = self.attention.merge(attend(q_TNH, k_SKH, v_SKH, context.memory_plan))
+        if not self.gated:
+            return x_TD + read_TD, None
+        x_TD = x_TD + self.attention_gate.tanh() * read_TD
+        return x_TD + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x_TD)), None
+
+
+class Last(nn.Module):
+    """The norm after the last block, modulated where the blocks are."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=sizes.modulation == "none")
+        self.modulation = make_modulation(sizes.modulation, sizes.dim, 2)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Tensor:
+        """``[T, D]`` to ``[T, D]``."""
+        return self.apply_to(x_TD, context.last_condition)
+
+    def apply_to(self, x_TD: Tensor, condition: Tensor | None) -> Tensor:
+        """The same, for tokens and their condition."""
+        change = None if self.modulation is None else self.modulation(condition)
+        return shifted(self.norm(x_TD), change, 0)
+
+
+def make_mlp(sizes: Sizes) -> Mlp:
+    """The MLP these sizes describe."""
+    return Mlp(
+        sizes.dim, sizes.mlp_width, activation=sizes.activation, bias=sizes.bias == "all", out_std=sizes.out_std
+    )  # fmt: skip

@@ -1,0 +1,108 @@
+"""The loop over blocks that all transformer backbones share.
+
+Shape suffixes: T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmkit.contracts.backbone import Backbone
+from mmkit.contracts.values import Hidden, Packed
+from mmkit.nn.block import Context, CrossBlock, Last
+from mmkit.nn.cache import KVCache
+from mmkit.nn.modulation import Conditioning
+from mmkit.nn.rotary import Rotary
+from mmkit.nn.sizes import Sizes
+from mmkit.nn.split import Split
+
+
+class Transformer(Backbone):
+    """A stack of blocks between a packed sequence and its hidden states.
+
+    A backbone is this with its own blocks: `make_block` gives the block of a layer, `make_last` what stands after the last
+    one (default: a norm). `groups` gives each stream its tower or pool; the blocks then find `Context.split`.
+    `recompute` trades time for memory: activations inside a block are computed again in the backward pass.
+    """
+
+    recompute: bool = False
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        streams: Sequence[str],
+        make_block: Callable[[int], nn.Module],
+        make_last: Callable[[], nn.Module] | None = None,
+        groups: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(sizes, streams)
+        self.sizes = sizes
+        self.groups = groups
+        self.dim = sizes.dim
+        self.modulates = sizes.modulation != "none"
+        self.crosses = sizes.cross_attention is not None
+        self.positions = sizes.positions.build()
+        self.rotary = Rotary(self.positions, sizes.head_width)
+        self.conditioning = Conditioning(sizes.modulation, sizes.dim) if sizes.modulation != "none" else None
+        self.blocks = nn.ModuleList(make_block(layer) for layer in range(sizes.depth))
+        self.cross_blocks = _cross_blocks(sizes)
+        self.last = Last(sizes) if make_last is None else make_last()
+
+    def forward(self, packed: Packed, cache: KVCache | None = None) -> Hidden:
+        """``[T, D]`` to ``[T, D]``, normed. With a cache, `packed` holds new tokens only."""
+        context = self.context(packed, cache)
+        x_TD, reports = packed.x_TD, []
+        for layer, block in enumerate(self.blocks):
+            if str(layer) in self.cross_blocks:
+                x_TD, _ = self._run(self.cross_blocks[str(layer)], x_TD, context)
+            x_TD, report = self._run(block, x_TD, context)
+            reports.append(report)
+        return Hidden(self.last(x_TD, context), self.losses(reports))
+
+    def context(self, packed: Packed, cache: KVCache | None) -> Context:
+        """What all blocks of one pass share, computed once."""
+        assert self.modulates or packed.condition_TD is None, "this backbone does not modulate"
+        assert self.crosses or packed.memory is None, "this backbone has no cross-attention"
+        condition = last_condition = memory_SD = split = None
+        if self.conditioning is not None:
+            given = packed.condition_TD
+            condition, last_condition = self.conditioning(torch.zeros_like(packed.x_TD) if given is None else given)
+        if self.crosses:
+            memory_SD = packed.x_TD[:0] if packed.memory is None else packed.memory.x_TD
+        if self.groups is not None:
+            group = torch.tensor(self.groups, device=packed.stream_T.device)
+            split = Split.of(group[packed.stream_T], max(self.groups) + 1)
+        return Context(
+            self.rotary(packed.positions_TA), packed.plan, cache, condition, last_condition, split, memory_SD,
+            packed.memory_plan,
+        )  # fmt: skip
+
+    def losses(self, reports: Sequence[Any]) -> dict[str, Tensor]:
+        """Auxiliary losses, already weighted, of what the blocks report; none here."""
+        return {}
+
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """Room for `rows` sequences of at most `capacity` tokens, on the weights' device and in their dtype."""
+        weight = next(self.parameters())
+        sizes = self.sizes
+        return KVCache(sizes.depth, rows, capacity, sizes.kv_heads, sizes.head_width, weight.device, weight.dtype)
+
+    def _run(self, block: nn.Module, x_TD: Tensor, context: Context) -> tuple[Tensor, Any]:
+        if self.recompute and torch.is_grad_enabled() and context.cache is None:
+            # Nothing in a block is random, so there is no generator state worth restoring.
+            return checkpoint(block, x_TD, context, use_reentrant=False, preserve_rng_state=False)
+        return block(x_TD, context)
+
+
+def _cross_blocks(sizes: Sizes) -> nn.ModuleDict:
+    cross = sizes.cross_attention
+    if cross is None:
+        return nn.ModuleDict()
+    return nn.ModuleDict(
+        {str(layer): CrossBlock(sizes, gated=cross.gated) for layer in range(0, sizes.depth, cross.every)}
+    )
