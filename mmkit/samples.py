@@ -34,10 +34,8 @@ def draw_samples(model: UnifiedModel, mixture: Mixture, folder: Path, count: int
     )
     model.train(was_training)
     folder.mkdir(parents=True, exist_ok=True)
-    records = [
-        _record(model, sample, reply, folder, number)
-        for number, (sample, reply) in enumerate(zip(samples, replies, strict=True))
-    ]
+    pairs = enumerate(zip(samples, replies, strict=True))
+    records = [_record(model, sample, reply, folder, number) for number, (sample, reply) in pairs]
     (folder / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return records
 

@@ -57,6 +57,9 @@ class Block:
     def __len__(self) -> int:
         return len(self.rank)
 
+    def __getitem__(self, part: slice) -> Block:
+        return Block(self.rank[part], self.hidden[part], self.stream[part], self.positions[part])
+
 
 @dataclass(frozen=True)
 class Span:
@@ -229,7 +232,7 @@ def lay_out(pieces: Sequence[Piece], positions: Positions, *, stop: int = -1) ->
         choices.append(Choice(size - 1, stop))
     axes = positions.axes
     return Document(
-        _join(blocks, axes), _join(memory, axes), tuple(spans), tuple(marks), tuple(choices), cursor
+        concatenate(blocks, axes), concatenate(memory, axes), tuple(spans), tuple(marks), tuple(choices), cursor
     )  # fmt: skip
 
 
@@ -264,16 +267,17 @@ def join(documents: Sequence[Document], axes: int) -> Layout:
         memory_start += len(document.memory)
     return Layout(
         np.repeat(np.arange(len(documents), dtype=np.int32), [len(d) for d in documents]),
-        _join([d.tokens for d in documents], axes),
+        concatenate([d.tokens for d in documents], axes),
         np.repeat(np.arange(len(documents), dtype=np.int32), [len(d.memory) for d in documents]),
-        _join([d.memory for d in documents], axes),
+        concatenate([d.memory for d in documents], axes),
         tuple(spans),
         tuple(marks),
         tuple(choices),
     )
 
 
-def _join(blocks: Sequence[Block], axes: int) -> Block:
+def concatenate(blocks: Sequence[Block], axes: int = 1) -> Block:
+    """Blocks end to end; `axes` is how wide the positions of none are."""
     if not blocks:
         empty = np.zeros(0, np.int32)
         return Block(empty, empty, empty, np.zeros((0, axes), np.int64))

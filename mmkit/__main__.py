@@ -1,0 +1,5 @@
+"""``python -m mmkit``."""
+
+from mmkit.cli import main
+
+main()

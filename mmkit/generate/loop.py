@@ -1,0 +1,113 @@
+"""The loop: one backbone call for all programs that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmkit.contracts.values import Packed
+from mmkit.generate.speaker import Line, Program, Read, Speaker, Work
+from mmkit.sequence.layout import concatenate
+from mmkit.sequence.lowering import lower
+from mmkit.sequence.tracker import Tracker
+from mmkit.sequence.visibility import Visibility
+
+
+def run(model: Speaker, programs: Sequence[Program], lines: dict[int, Line]) -> list[list[tuple[str, Tensor]]]:
+    """Runs all programs to their end, one backbone call for all that wait."""
+    tracker = Tracker(len(lines))
+    cache = model.backbone.new_cache(len(lines), 0)
+    results: list[Any] = [None] * len(programs)
+    waiting: dict[int, Work] = {}
+
+    def advance(number: int, predictions: list[Tensor] | None) -> None:
+        try:
+            waiting[number] = programs[number].send(predictions)
+        except StopIteration as stop:
+            results[number] = stop.value
+            waiting.pop(number, None)
+
+    for number in range(len(programs)):
+        advance(number, None)
+    while waiting:
+        hidden = _forward(model, cache, tracker, lines, [r for work in waiting.values() for r in work.reads])
+        predicted = _predict(model, waiting, hidden)
+        for number in list(waiting):
+            advance(number, predicted.get(number, []))
+    return results
+
+
+def _forward(
+    model: Speaker, cache: Any, tracker: Tracker, lines: dict[int, Line], reads: Sequence[Read]
+) -> list[Tensor]:
+    """One backbone call over all reads; the hidden states of each."""
+    if not reads:
+        return []
+    new = [(r.row, r.block, r.commit) for r in reads]
+    cache.reserve(tracker.needed(new))
+    plan = tracker.plan(new, model.device)
+    block = concatenate([r.block for r in reads])
+    x_TD = torch.cat([r.x_SD.to(model.marks.weight.dtype) for r in reads])
+    condition = None
+    if any(r.condition_SD is not None for r in reads):
+        condition = torch.cat(
+            [x.new_zeros(x.shape) if c is None else c for r in reads for x, c in [(r.x_SD, r.condition_SD)]]
+        )
+    memory, memory_plan = _memory(model, lines, reads)
+    packed = Packed(
+        x_TD,
+        _tensor(block.positions, model.device),
+        _tensor(block.stream, model.device),
+        plan,
+        condition,
+        memory,
+        memory_plan,
+    )
+    return list(model.backbone(packed, cache).x_TD.split([len(r.block) for r in reads]))
+
+
+def _memory(model: Speaker, lines: dict[int, Line], reads: Sequence[Read]) -> tuple[Packed | None, Any]:
+    kept = [(r.row, block, x) for r in reads for block, x in lines[r.row].memory]
+    if not kept:
+        return None, None
+    keys = concatenate([block for _, block, _ in kept])
+    rows = np.repeat(np.array([row for row, *_ in kept], np.int32), [len(block) for _, block, _ in kept])
+    queries = concatenate([r.block for r in reads])
+    owners = np.repeat(np.array([r.row for r in reads], np.int32), [len(r.block) for r in reads])
+    memory = Packed(
+        torch.cat([x for *_, x in kept]),
+        _tensor(keys.positions, model.device),
+        _tensor(keys.stream, model.device),
+        None,
+    )
+    plan = lower(
+        Visibility(owners, queries.rank, queries.hidden), Visibility(rows, keys.rank, keys.hidden), device=model.device
+    )
+    return memory, plan
+
+
+def _predict(model: Speaker, waiting: dict[int, Work], hidden: Iterable[Tensor]) -> dict[int, list[Tensor]]:
+    """Each program's predictions, one per branch; a head runs once over all that want it."""
+    hidden = iter(hidden)
+    wanted: dict[str, list[tuple[int, Tensor]]] = {}
+    for number, work in waiting.items():
+        for _ in work.reads:
+            states = next(hidden)
+            if work.head is not None:
+                wanted.setdefault(work.head, []).append((number, states[len(states) - work.count :]))
+    predicted: dict[int, list[Tensor]] = {}
+    for name, items in wanted.items():
+        outputs = (
+            model.heads[name].predict(torch.cat([states for _, states in items])).split([len(s) for _, s in items])
+        )
+        for (number, _), output in zip(items, outputs, strict=True):
+            predicted.setdefault(number, []).append(output)
+    return predicted
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.as_tensor(values.astype(np.int64), device=device)
