@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmkit.compose.document import Place
 from mmkit.contracts.options import Count, Fraction, NonNegative, Positive, Size, Spec, part
 from mmkit.contracts.port import Attend
 
@@ -47,11 +49,16 @@ class Model:
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def specs(self) -> dict[str, Spec]:
-        """Every part by its path (``heads.paint``), in the order they are built; connectors not counted."""
-        found = {f"{kind}.{n}": s for kind in ("tokenizers", "encoders") for n, s in getattr(self, kind).items()}
+        """Every part by its path (``heads.paint``), in the order they are built; connectors only where they are written."""
+        sources = {f"tokenizers.{n}": s for n, s in self.tokenizers.items()}
+        sources |= {f"encoders.{n}": s for n, s in self.encoders.items()}
+        found = dict(sources)
         if self.backbone is not None:
             found["backbone"] = self.backbone
-        return found | {f"heads.{name}": spec for name, spec in self.heads.items()}
+        for path, source in sources.items():
+            if source.connector is not None:
+                found[f"connectors.{path.partition('.')[2]}"] = source.connector
+        return found | {f"heads.{n}": s for n, s in self.heads.items()}
 
     def readers(self, modality: str) -> tuple[str, ...]:
         """The streams an input segment enters through: `reads`, else those without a head, else the one with."""
@@ -139,10 +146,15 @@ class Mixed:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One recipe, checked. `text` is its resolved rendering, every default written out: what a checkpoint keeps."""
+    """One recipe, typed.
+
+    `text` is its resolved rendering, every default written out: what a checkpoint keeps. `places` says where each key path
+    is written, so that what is found out later is still reported at its line.
+    """
 
     model: Model
     data: tuple[Mixed, ...] = ()
     train: Train = Train()
-    file: str = ""
+    file: str = field(default="", compare=False)
     text: str = ""
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)

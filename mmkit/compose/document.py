@@ -1,0 +1,260 @@
+"""YAML text -> a `Layer`: plain mappings, lists and scalars with the place of each. Nothing is typed or built here.
+
+Scalars stay text, so that the schema types them and not YAML's guess. A text is bounded (bytes, depth, values once its
+aliases are expanded) before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from yaml.reader import Reader
+
+from mmkit.errors import Problem
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 32
+MAX_VALUES = 20_000
+
+POISON = "\0"
+"""Stands where a value was refused already (no YAML text can hold it), so that it is not refused twice."""
+
+Path_ = tuple[str, ...]
+Tree = dict[str, "Tree"] | list["Tree"] | str | None  # type: ignore[misc]
+
+_NULL = frozenset(("", "~", "null", "Null", "NULL"))
+_NOT_A_NAME = re.compile(
+    r"[-+]?(\.?[0-9][0-9_]*(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.(inf|nan))|true|false|null|~|", re.IGNORECASE
+)
+
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_ESCAPED = ("an escape stands for no character that text can hold", "remove it", "yaml.character")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is written; lines and columns count from 1, 0 means none (a command line's override)."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+
+@dataclass
+class Layer:
+    """One file, or what is left of several after a merge.
+
+    `values` and `keys` hold the place of every value and of the key before it, by path. `quoted` are the scalars written
+    in quotes, `removed` the paths where ``null`` takes away what a lower layer says.
+    """
+
+    tree: Tree = field(default_factory=dict)
+    values: dict[Path_, Place] = field(default_factory=dict)
+    keys: dict[Path_, Place] = field(default_factory=dict)
+    quoted: set[Path_] = field(default_factory=set)
+    removed: set[Path_] = field(default_factory=set)
+
+    def place(self, path: Path_, *, key: bool = False) -> Place:
+        """The place of a path, or of the nearest one above it that is written; of its key where there is one and `key`."""
+        for cut in range(len(path), 0, -1):
+            at = path[:cut]
+            found = (self.keys.get(at) or self.values.get(at)) if key or cut < len(path) else self.values.get(at)
+            if found:
+                return found
+        return self.values.get((), Place(""))
+
+    def problem(self, path: Path_, fact: str, remedy: str, rule: str, *, key: bool = False) -> Problem:
+        """A mistake at a path."""
+        place = self.place(path, key=key)
+        return Problem(".".join(path), fact, remedy, rule, place.file, place.line, place.column)
+
+
+def short(value: object, limit: int = 60) -> str:
+    """A value as messages show it: on one line, and never long."""
+    text = value if isinstance(value, str) else str(value)
+    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return text if len(text) <= limit else f"{text[: limit - 12]}... ({len(text)} characters)"
+
+
+def parse(data: bytes | str, file: str) -> tuple[Layer | None, list[Problem]]:
+    """The layer of one text, and its mistakes. None where it cannot be read on at all."""
+    text, problem = _decode(data, file)
+    if problem:
+        return None, [problem]
+    try:
+        problems = list(_bounds(text, file))
+        if any(p.rule not in ("yaml.tag",) for p in problems):
+            return None, problems
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        return None, [_syntax(error, text, file)]
+    if node is None:
+        return None, [Problem("", "the recipe is empty", "write at least `model:`", "yaml.empty", file, 1, 1)]
+    return _Builder(file, problems).build(node)
+
+
+def _decode(data: bytes | str, file: str) -> tuple[str, Problem | None]:
+    if len(data) > MAX_BYTES:
+        fact = f"a recipe may have at most {MAX_BYTES} bytes"
+        return "", Problem("", fact, "keep data out of recipes", "yaml.size", file, 1, 1)
+    if isinstance(data, bytes):
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            before = data[: error.start]
+            line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+            fact = f"the byte 0x{data[error.start]:02x} is not UTF-8"
+            return "", Problem("", fact, "save the file as UTF-8", "yaml.encoding", file, line, column)
+    else:
+        text = data
+    bad = Reader.NON_PRINTABLE.search(text) or re.search("\ufeff", text)
+    if bad:
+        line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
+        fact = f"the character U+{ord(bad.group()):04X} cannot stand in YAML"
+        return "", Problem("", fact, "delete it", "yaml.character", file, line, column)
+    return text, None
+
+
+def _bounds(text: str, file: str) -> Iterator[Problem]:
+    """One pass over the events, which the parser makes one by one without recursion: nothing large is ever built."""
+    depth = documents = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        mark = event.start_mark
+        at = (file, mark.line + 1, mark.column + 1) if mark else (file, 1, 1)
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                yield Problem("", "a second document begins here", "keep one per file", "yaml.documents", *at)
+                return
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            yield Problem("", f"nested more than {MAX_DEPTH} deep", "flatten it", "yaml.depth", *at)
+            return
+        if count > 4 * MAX_VALUES:
+            yield Problem("", f"more than {MAX_VALUES} values", "keep data out of recipes", "yaml.size", *at)
+            return
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            fact = f"the tag {short(tag)!r} asks YAML to build something, which recipes never do"
+            yield Problem("", fact, "remove it: the schema types every value", "yaml.tag", *at)
+
+
+def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    what = (error.problem or "not YAML").replace("\n", " ")
+    if "'\\t'" in what:
+        return Problem("", "a tab cannot indent YAML", "indent with spaces", "yaml.tab", file, line, column)
+    if "undefined alias" in what:
+        return Problem("", what, "write its &anchor above it", "yaml.alias", file, line, column)
+    remedy = f"{error.context} at line {error.context_mark.line + 1}" if error.context and error.context_mark else ""
+    return Problem("", what, remedy or "mend the YAML", "yaml.syntax", file, line, column)
+
+
+class _Builder:
+    def __init__(self, file: str, problems: list[Problem]) -> None:
+        self.file = file
+        self.layer = Layer()
+        self.problems = problems
+        self.count = 0
+        self.open: set[int] = set()
+
+    def build(self, node: yaml.Node) -> tuple[Layer | None, list[Problem]]:
+        try:
+            self.layer.tree = self._value(node, ())
+        except _TooMany:
+            at = self._at(node)
+            fact = f"its aliases expand to more than {MAX_VALUES} values, or to themselves"
+            bomb = Problem(
+                "", fact, "write the values out, or use `extends`", "yaml.alias", at.file, at.line, at.column
+            )
+            return None, [*self.problems, bomb]
+        if not isinstance(self.layer.tree, dict):
+            fact = "a recipe is a mapping with `model`, `data` and `train`"
+            return None, [*self.problems, self.layer.problem((), fact, "write `model:` first", "type.wrong")]
+        return self.layer, self.problems
+
+    def _at(self, node: yaml.Node) -> Place:
+        return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def _value(self, node: yaml.Node, path: Path_) -> Tree:
+        self.count += 1
+        if self.count > MAX_VALUES or id(node) in self.open or len(path) > MAX_DEPTH:
+            raise _TooMany
+        self.layer.values[path] = self._at(node)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path)
+        self.open.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            tree: Tree = [self._value(child, (*path, str(i))) for i, child in enumerate(node.value)]
+        else:
+            tree = self._mapping(node, path)
+        self.open.discard(id(node))
+        return tree
+
+    def _scalar(self, node: yaml.ScalarNode, path: Path_) -> str | None:
+        if _UNWRITABLE.search(node.value):
+            self._report(path, *_ESCAPED, self._at(node))
+            return POISON
+        if node.style is not None:
+            self.layer.quoted.add(path)
+            return node.value
+        return None if node.value in _NULL else node.value
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Tree]:
+        tree: dict[str, Tree] = {}
+        for key_node, child in node.value:
+            at = self._at(key_node)
+            key = self._key(key_node, path)
+            if key is None:
+                continue
+            if key in tree:
+                first = self.layer.keys[*path, key].line
+                fact = f"the key {short(key)!r} is written twice, first in line {first}"
+                self._report((*path, key), fact, "keep one of the two", "yaml.duplicate", at)
+                continue
+            self.layer.keys[*path, key] = at
+            tree[key] = self._value(child, (*path, key))
+        return tree
+
+    def _key(self, node: yaml.Node, path: Path_) -> str | None:
+        at = self._at(node)
+        if not isinstance(node, yaml.ScalarNode):
+            self._report(path, "a list or a mapping cannot be a key", "write a name", "yaml.key", at)
+            return None
+        if node.style is None and node.value == "<<":
+            self._report(path, "`<<` merge keys are not read", "use `extends`, or repeat the keys", "yaml.merge", at)
+            return None
+        if node.style is None and _NOT_A_NAME.fullmatch(node.value):
+            fact = f"the key {short(node.value)!r} is not text"
+            self._report(path, fact, "write a name, or put it in quotes", "yaml.key", at)
+            return None
+        if _UNWRITABLE.search(node.value):
+            self._report(path, *_ESCAPED, at)
+            return None
+        return node.value
+
+    def _report(self, path: Path_, fact: str, remedy: str, rule: str, at: Place) -> None:
+        self.problems.append(Problem(".".join(path), fact, remedy, rule, at.file, at.line, at.column))
+
+
+class _TooMany(Exception):
+    pass
+
+
+def read(path: Path, shown: str) -> tuple[Layer | None, list[Problem]]:
+    """The layer of one file, named `shown` in messages."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return None, [Problem("", f"cannot be read: {short(reason)}", "name a YAML file", "file.unreadable", shown)]
+    return parse(data, shown)

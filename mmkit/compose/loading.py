@@ -1,0 +1,164 @@
+"""YAML to a typed `Recipe`, or to the list of everything wrong with it. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmkit import registry as registries
+from mmkit.compose.document import Layer, Tree, parse
+from mmkit.compose.layers import extended, interpolate, override, read_chain
+from mmkit.compose.recipe import Mixed, Model, Recipe, Stream, Train
+from mmkit.compose.rendering import plain, render
+from mmkit.compose.typed import BAD, Typer, hints, keyed_fields
+from mmkit.contracts.options import Positive, Spec
+from mmkit.errors import Problem, RecipeError
+from mmkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What could be made of a recipe, mistakes or not.
+
+    In `model`, a part or stream with a mistake stands as `mmkit.compose.typed.BAD`. `recipe` is there where nothing is wrong.
+    """
+
+    recipe: Recipe | None
+    problems: tuple[Problem, ...]
+    layer: Layer | None = None
+    model: Model = Model()
+    data: tuple[Any, ...] = ()
+    train: Train = Train()
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = (), *, registry: Registry | None = None) -> Recipe:
+    """The recipe of a YAML file, or the shipped one of that name, with ``key.path=value`` overrides applied.
+
+    Raises `RecipeError` with every mistake that can be found without building a part.
+    """
+    return _whole(compose(path_or_name, overrides, registry=registry))
+
+
+def loads(
+    text: str, overrides: Sequence[str] = (), *, file: str = "recipe", registry: Registry | None = None
+) -> Recipe:
+    """The recipe of a YAML text, named `file` in messages. What it extends is looked up from the current folder."""
+    known = registry or registries.load()
+    return _whole(_compose(*extended(*parse(text, file), None, known), overrides, file, known))
+
+
+def compose(path_or_name: str | Path, overrides: Sequence[str] = (), *, registry: Registry | None = None) -> Composed:
+    """What `load` makes, or as much of it as can be made, with the mistakes."""
+    known = registry or registries.load()
+    return _compose(*read_chain(path_or_name, known), overrides, str(path_or_name), known)
+
+
+def _whole(composed: Composed) -> Recipe:
+    if composed.recipe is None:
+        raise RecipeError(composed.problems)
+    return composed.recipe
+
+
+def _compose(
+    layer: Layer | None, problems: Sequence[Problem], overrides: Sequence[str], file: str, registry: Registry
+) -> Composed:
+    problems = list(problems)
+    if layer is None:
+        return Composed(None, tuple(problems))
+    problems += filter(None, (override(layer, text) for text in overrides))
+    problems += interpolate(layer, {"train": _written(plain(Train()))})
+    typer = Typer(layer, registry)
+    model, data, train = _typed(typer)
+    problems += typer.problems
+    if problems:
+        return Composed(None, tuple(problems), layer, model, data, train)
+    places = {".".join(path): place for path, place in (layer.values | layer.keys).items()}
+    recipe = Recipe(model=model, data=data, train=train, file=file, places=places)
+    return Composed(dataclasses.replace(recipe, text=render(recipe)), (), layer, model, data, train)
+
+
+def _written(value: Any) -> Tree:
+    """Plain values as the text a recipe would have for them."""
+    if isinstance(value, dict):
+        return {key: _written(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_written(inner) for inner in value]
+    return str(value).lower() if isinstance(value, bool) else value if value is None else str(value)
+
+
+def _typed(typer: Typer) -> tuple[Model, tuple[Any, ...], Train]:
+    root: Any = typer.layer.tree
+    typer.unknown_keys(root, ["model", "data", "train"], ())
+    model = Model()
+    if "model" not in root:
+        typer.report(
+            (), "the key 'model' is missing", "write `model:` with its tokenizers, backbone, ...", "key.missing"
+        )
+    elif isinstance(root["model"], dict):
+        model = _model(typer, root["model"])
+    else:
+        typer.value(root["model"], Model, ("model",))
+    data = _data(typer, root["data"]) if "data" in root else ()
+    train = typer.value(root["train"], Train, ("train",)) if "train" in root else Train()
+    return model, data, Train() if train is BAD else train
+
+
+def _model(typer: Typer, value: dict[str, Any]) -> Model:
+    fields = keyed_fields(Model)
+    typer.unknown_keys(value, fields, ("model",))
+    given = {}
+    for key, field in fields.items():
+        if key == "streams":
+            given[key] = _streams(typer, value.get(key, {}))
+            continue
+        found = typer.field(value, key, field, hints(Model)[field.name], ("model",))
+        if found is BAD and key != "backbone":
+            continue
+        if found is not dataclasses.MISSING:
+            given[key] = found
+    return Model(**given)
+
+
+def _streams(typer: Typer, value: Any) -> dict[str, Any]:
+    path = ("model", "streams")
+    if not isinstance(value, dict):
+        typer.value(value, dict[str, Stream], path)
+        return {}
+    return {
+        name: typer.value(stream, Stream, (*path, name)) if typer.name(name, (*path, name)) else BAD
+        for name, stream in value.items()
+        if not (stream is None and (*path, name) in typer.layer.removed)
+    }
+
+
+def _data(typer: Typer, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        typer.report(("data",), "a list of sources is needed", "write `- {type: ...}` for each", "type.wrong", key=True)
+        return ()
+    return tuple(_mixed(typer, entry, ("data", str(i))) for i, entry in enumerate(value))
+
+
+def _mixed(typer: Typer, value: Any, path: tuple[str, ...]) -> Any:
+    weight: Any = 1.0
+    if isinstance(value, dict) and "weight" in value:
+        weight = typer.value(value["weight"], Positive, (*path, "weight"))
+        value = {k: v for k, v in value.items() if k != "weight"}
+    source = typer.part(value, "source", path)
+    return BAD if source is BAD or weight is BAD else Mixed(source=source, weight=weight)
+
+
+def spec(kind: str, name: str, /, **options: Any) -> Spec:
+    """One part as a recipe would name it, from Python: ``spec("head", "flow", time="token").build(targets, 0, dim)``.
+
+    `options` are the part's own and the keys common to parts; nested parts are names, mappings or specs.
+    Raises `RecipeError` with every mistake.
+    """
+    typer = Typer(Layer(), registries.load())
+    root = {"backbone": ("backbone",), "source": ("data", "0")}.get(kind, (f"{kind}s", name))
+    found = typer.part({"type": name, **options}, kind, root)
+    if found is BAD:
+        raise RecipeError(typer.problems)
+    return found
