@@ -5,11 +5,13 @@ Shape suffixes: T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mmkit.errors import ContractError
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,32 @@ class Split:
     def together(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `apart`."""
         return torch.cat(list(parts)).index_select(0, self.back_T)
+
+
+def group_streams(option: str, groups: Mapping[str, Sequence[str]], streams: Sequence[str]) -> tuple[int, ...]:
+    """The number of each stream's group, in the streams' order.
+
+    Raises `ContractError` at `option` unless every stream is in exactly one group and every group has a stream.
+    """
+    known = ", ".join(streams) or "none"
+    owner: dict[str, str] = {}
+    for group, members in groups.items():
+        if "." in group or hasattr(nn.ModuleDict, group):
+            raise ContractError(
+                option, f"{group!r} cannot be the name of a part of the backbone", "choose another name"
+            )
+        if not members:
+            raise ContractError(option, f"{group!r} has no stream", "name its streams, or leave it out")
+        for stream in members:
+            if stream not in streams:
+                raise ContractError(option, f"{stream!r} is no stream of this model", f"streams are {known}")
+            if stream in owner:
+                places = f"in {owner[stream]!r}" if owner[stream] == group else f"in {owner[stream]!r} and in {group!r}"
+                raise ContractError(option, f"stream {stream!r} is named twice, {places}", "name it once")
+            owner[stream] = group
+    missing = [stream for stream in streams if stream not in owner]
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise ContractError(option, f"{names} is in no group", "every stream of the model must be in exactly one")
+    order = list(groups)
+    return tuple(order.index(owner[stream]) for stream in streams)

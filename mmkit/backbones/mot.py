@@ -1,0 +1,106 @@
+"""A mixture of transformers: weights of its own for each group of streams, one attention over all tokens.
+
+Shape suffixes: T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mmkit.contracts.values import Packed
+from mmkit.nn.block import Block, Context, Last
+from mmkit.nn.cache import KVCache
+from mmkit.nn.rotary import Turn
+from mmkit.nn.sizes import Sizes
+from mmkit.nn.split import Split, group_streams
+from mmkit.nn.transformer import Transformer
+
+
+class MoT(Transformer):
+    """Towers that share nothing but what they see of each other (Liang et al. 2024, 2411.04996; BAGEL, 2505.14683).
+
+    Projections, norms, modulation and MLPs are the tower's; keys and values of all towers meet in one attention. With
+    one tower it is `dense`.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Sizes):
+        __doc__ = (
+            Sizes.__doc__
+            + """    towers: the streams of each tower, by its name; default a tower for each stream.
+    """
+        )
+
+        towers: dict[str, tuple[str, ...]] | None = None
+
+    def __init__(self, config: Config, streams: Sequence[str]) -> None:
+        towers = config.towers or {stream: (stream,) for stream in streams}
+        groups = group_streams("towers", towers, streams)
+        names = tuple(towers)
+        super().__init__(
+            config, streams, lambda layer: TowerBlock(config, layer, names), lambda: TowerLast(config, names), groups
+        )  # fmt: skip
+
+    def context(self, packed: Packed, cache: KVCache | None) -> TowerContext:
+        """What all blocks of one pass share, also by tower."""
+        whole = super().context(packed, cache)
+        assert whole.split is not None
+        turns = tuple(None if whole.turn is None else whole.turn.take(group) for group in whole.split.groups)
+        return TowerContext(**vars(whole), turns=turns, conditions=_apart(whole.split, whole.condition))
+
+
+@dataclass(frozen=True)
+class TowerContext(Context):
+    """The context taken apart by tower, once for all layers."""
+
+    turns: tuple[Turn | None, ...] = ()
+    conditions: tuple[Tensor | None, ...] = ()
+
+
+class TowerBlock(nn.Module):
+    """One layer of all towers."""
+
+    def __init__(self, sizes: Sizes, layer: int, towers: Sequence[str]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.towers = nn.ModuleDict({name: Block(sizes, layer) for name in towers})
+
+    def forward(self, x_TD: Tensor, context: TowerContext) -> tuple[Tensor, None]:
+        """``[T, D]`` to ``[T, D]``: apart into towers, together for attention, apart again."""
+        split, blocks = context.split, list(self.towers.values())
+        assert split is not None
+        parts = split.apart(x_TD)
+        changes = [block.change(c) for block, c in zip(blocks, context.conditions, strict=True)]
+        asked = [
+            block.before_attention(x, change, turn)
+            for block, x, change, turn in zip(blocks, parts, changes, context.turns, strict=True)
+        ]
+        q_TNH, k_TKH, v_TKH = (split.together(each) for each in zip(*asked, strict=True))
+        attended = split.apart(context.attend(self.layer, q_TNH, k_TKH, v_TKH))
+        done = [
+            block.after_attention(x, read, change, None)[0]
+            for block, x, read, change in zip(blocks, parts, attended, changes, strict=True)
+        ]
+        return split.together(done), None
+
+
+class TowerLast(nn.Module):
+    """The last norm of every tower."""
+
+    def __init__(self, sizes: Sizes, towers: Sequence[str]) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict({name: Last(sizes) for name in towers})
+
+    def forward(self, x_TD: Tensor, context: Context) -> Tensor:
+        """``[T, D]`` to ``[T, D]``."""
+        split = context.split
+        assert split is not None
+        given = zip(self.towers.values(), split.apart(x_TD), _apart(split, context.last_condition), strict=True)
+        return split.together([last.apply_to(x, condition) for last, x, condition in given])
+
+
+def _apart(split: Split, x: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (None,) * len(split.groups) if x is None else tuple(split.apart(x))

@@ -1,0 +1,124 @@
+"""Mixtures of experts: many MLPs, of which each token goes through a few.
+
+Shape suffixes: T tokens, D width, M width inside, E experts, A assignments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmkit.contracts.options import Spec
+from mmkit.nn.linear import STD, linear
+from mmkit.nn.mlp import Mlp, activate, inner_width
+from mmkit.nn.router import Router, load
+from mmkit.nn.sizes import Activation
+from mmkit.nn.split import Split
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one layer has to say of a pass: its weighted losses, and the assignments of every expert, ``[E]``, pool by pool."""
+
+    losses: dict[str, Tensor]
+    load_E: Tensor
+
+
+@dataclass(frozen=True)
+class ExpertSizes:
+    """The shape of one expert: width outside and inside, activation, deviation of the initial weights that lead out."""
+
+    dim: int
+    hidden: int
+    activation: Activation
+    out_std: float = STD
+
+
+class Experts(nn.Module):
+    """One pool of experts with its router. No token is dropped, and an expert without tokens costs nothing.
+
+    `up` is ``[E, M, D]`` (``2 M``, the gate's rows first, where the activation is gated), `down` ``[E, D, M]``.
+    """
+
+    def __init__(self, sizes: ExpertSizes, experts: int, router: Spec) -> None:
+        super().__init__()
+        self.experts = experts
+        self.activation: Activation = sizes.activation
+        self.gate = linear(sizes.dim, experts)
+        self.router: Router = router.build(experts)
+        self.up = nn.Parameter(torch.empty(experts, inner_width(sizes.activation, sizes.hidden), sizes.dim))
+        self.down = nn.Parameter(torch.empty(experts, sizes.dim, sizes.hidden))
+        nn.init.normal_(self.up, std=STD)
+        nn.init.normal_(self.down, std=sizes.out_std)
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Report]:
+        """``[T, D]`` to ``[T, D]``, and the report."""
+        choice = self.router(self._logits(x_TD))
+        load_E = load(choice.expert_A, self.experts)
+        order_A = torch.argsort(choice.expert_A, stable=True)
+        token_A = choice.token_A[order_A]
+        y_AD = self._compute(x_TD.index_select(0, token_A), load_E)
+        weighted_AD = y_AD * choice.weight_A[order_A, None]
+        y_TD = torch.zeros_like(x_TD, dtype=weighted_AD.dtype).index_add(0, token_A, weighted_AD)
+        return y_TD.to(y_AD.dtype), Report(choice.losses, load_E)
+
+    def _logits(self, x_TD: Tensor) -> Tensor:
+        """In float32 whatever the precision around it: a rounded logit sends a token to another expert."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return F.linear(x_TD.float(), self.gate.weight.float())
+
+    def _compute(self, x_AD: Tensor, load_E: Tensor) -> Tensor:
+        """Assignments sorted by expert through their experts, one pair of products for each that has any."""
+        # `unbind`, not indexing: its backward pass writes the gradient of the stack once, not once for every expert.
+        # Where there is nothing at all, all of it is computed, so that every rank of a sharded run uses the weights.
+        parts = [
+            F.linear(activate(self.activation, F.linear(x, up)), down)
+            for x, up, down in zip(x_AD.split(load_E.int().tolist()), self.up.unbind(), self.down.unbind(), strict=True)
+            if len(x) or not len(x_AD)
+        ]
+        return torch.cat(parts)
+
+
+class Mixture(nn.Module):
+    """What stands in for an MLP: pools of experts, each for the tokens of its own streams, and experts that all share.
+
+    Args:
+        sizes: of one expert.
+        pools: the number of experts of each pool; more than one needs the `Split` of the tokens by pool.
+        router: how a pool's tokens and experts find each other.
+        shared: experts that read every token, computed as one MLP of so many times the width.
+    """
+
+    def __init__(self, sizes: ExpertSizes, pools: Mapping[str, int], router: Spec, shared: int) -> None:
+        super().__init__()
+        self.pools = nn.ModuleDict({name: Experts(sizes, count, router) for name, count in pools.items()})
+        self.shared = None
+        if shared:
+            self.shared = Mlp(
+                sizes.dim, shared * sizes.hidden, activation=sizes.activation, out_std=sizes.out_std
+            )  # fmt: skip
+        self.load_E: Tensor | None = None
+        """The assignments of every expert in the last training pass: for diagnosis."""
+
+    def forward(self, x_TD: Tensor, split: Split | None = None) -> tuple[Tensor, Report]:
+        """``[T, D]`` to ``[T, D]``; the losses of pools are averaged by their share of the tokens."""
+        parts = [x_TD] if split is None else split.apart(x_TD)
+        done = [pool(part) for pool, part in zip(self.pools.values(), parts, strict=True)]
+        y_TD = done[0][0] if split is None else split.together([y for y, _ in done])
+        losses: dict[str, Tensor] = {}
+        for part, (_, report) in zip(parts, done, strict=True):
+            for name, value in report.losses.items():
+                losses[name] = losses.get(name, 0) + value * (len(part) / max(1, len(x_TD)))
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)
+        return y_TD, Report(losses, torch.cat([report.load_E for _, report in done]))
+
+    def rebalance(self, load_E: Tensor) -> None:
+        """Tells every pool's router what its experts had to do."""
+        loads = load_E.split([pool.experts for pool in self.pools.values()])
+        for pool, part in zip(self.pools.values(), loads, strict=True):
+            pool.router.rebalance(part)

@@ -1,0 +1,125 @@
+"""Routers: which experts read which token, and with what weight.
+
+Shape suffixes: T tokens, E experts, A assignments, k experts per token.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmkit.contracts.options import Count, NonNegative, Positive
+from mmkit.contracts.part import Part
+from mmkit.errors import ContractError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Assignments in any number and order: expert ``expert_A`` reads token ``token_A`` with weight ``weight_A`` (float32).
+
+    `losses` are weighted scalars of this layer.
+    """
+
+    token_A: Tensor
+    expert_A: Tensor
+    weight_A: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Router(Part):
+    """Chooses among the experts of one pool; built as ``Class(config, experts)``. Only tokens of that pool are shown."""
+
+    def __init__(self, config: Any, experts: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, logits_TE: Tensor) -> Choice:
+        """The assignments for logits in float32. There may be no token."""
+
+    def rebalance(self, load_E: Tensor) -> None:
+        """Called after each optimizer step in training, with the assignments every expert got in it, on all ranks."""
+
+
+class TopK(Router):
+    """Every token chooses its k best experts (Shazeer et al. 2017); equal scores go to the lowest index."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Token choice.
+
+        Options:
+            k: experts per token.
+            score: ``softmax`` over all experts (Mixtral, Qwen3-MoE), or ``sigmoid`` of each (DeepSeek-V3).
+            normalize: the chosen scores are divided by their sum.
+            scale: the weights are multiplied by this in the end.
+            balance: what keeps the load even: ``loss``, an auxiliary loss (Switch Transformer, in the scale of Mixtral:
+                an even load costs k); ``bias``, a number per expert that is added to the scores for the choice alone and
+                moves against the load after every step (DeepSeek-V3, 2412.19437); ``none``.
+            balance_weight: weight of that loss.
+            bias_rate: how far the bias moves in one step.
+            z_loss: weight of the mean of ``logsumexp(logits) ** 2`` (ST-MoE, 2202.08906).
+        """
+
+        k: Count = 2
+        score: Literal["softmax", "sigmoid"] = "softmax"
+        normalize: bool = True
+        scale: Positive = 1.0
+        balance: Literal["loss", "bias", "none"] = "loss"
+        balance_weight: NonNegative = 0.01
+        bias_rate: NonNegative = 1e-3
+        z_loss: NonNegative = 0.0
+
+    def __init__(self, config: Config, experts: int) -> None:
+        super().__init__(config, experts)
+        if config.k > experts:
+            raise ContractError(
+                "router.k", f"a token cannot choose {config.k} of {experts} experts", "lower `k`, or add experts",
+                rule="router.k",
+            )  # fmt: skip
+        self.config = config
+        self.bias_E: Tensor | None
+        self.register_buffer("bias_E", torch.zeros(experts) if config.balance == "bias" else None)
+
+    def forward(self, logits_TE: Tensor) -> Choice:
+        """k assignments for each token, tokens in order."""
+        config = self.config
+        score_TE = logits_TE.softmax(-1) if config.score == "softmax" else logits_TE.sigmoid()
+        rank_TE = score_TE.detach() if self.bias_E is None else score_TE.detach() + self.bias_E
+        # Unlike `topk`, a stable sort says who wins between equals.
+        expert_Tk = rank_TE.sort(dim=-1, descending=True, stable=True).indices[:, : config.k]
+        weight_Tk = score_TE.gather(1, expert_Tk)
+        if config.normalize:
+            weight_Tk = weight_Tk / weight_Tk.sum(-1, keepdim=True).clamp_min(1e-20)
+        token_T = torch.arange(len(logits_TE), device=logits_TE.device)
+        return Choice(
+            token_T.repeat_interleave(config.k), expert_Tk.flatten(), weight_Tk.flatten() * config.scale,
+            self._losses(logits_TE, score_TE, expert_Tk),
+        )  # fmt: skip
+
+    def _losses(self, logits_TE: Tensor, score_TE: Tensor, expert_Tk: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        tokens, experts = max(1, len(logits_TE)), logits_TE.shape[1]
+        if self.config.balance == "loss" and self.config.balance_weight:
+            share_TE = score_TE
+            if self.config.score == "sigmoid":
+                share_TE = score_TE / score_TE.sum(-1, keepdim=True).clamp_min(1e-20)
+            load_E = load(expert_Tk.flatten(), experts) / tokens
+            losses["balance"] = self.config.balance_weight * experts * (load_E @ share_TE.sum(0)) / tokens
+        if self.config.z_loss:
+            losses["router_z"] = self.config.z_loss * logits_TE.logsumexp(-1).square().sum() / tokens
+        return losses
+
+    @torch.no_grad()
+    def rebalance(self, load_E: Tensor) -> None:
+        """The bias of an expert that read more than its share goes down, that of the others up."""
+        if self.bias_E is not None:
+            self.bias_E += self.config.bias_rate * torch.sign(load_E.mean() - load_E)
+
+
+def load(expert_A: Tensor, experts: int) -> Tensor:
+    """How many assignments each expert has, ``[E]`` in float32."""
+    return torch.bincount(expert_A, minlength=experts).float()
