@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmkit import registry as registries
-from mmkit.compose.document import Layer, Tree, parse
+from mmkit.compose.document import Layer, Place, Tree, parse
 from mmkit.compose.layers import extended, interpolate, override, read_chain
 from mmkit.compose.recipe import Mixed, Model, Recipe, Stream, Train
 from mmkit.compose.rendering import plain, render
@@ -75,9 +75,15 @@ def _compose(
     problems += typer.problems
     if problems:
         return Composed(None, tuple(problems), layer, model, data, train)
-    places = {".".join(path): place for path, place in (layer.values | layer.keys).items()}
-    recipe = Recipe(model=model, data=data, train=train, file=file, places=places)
+    recipe = Recipe(model=model, data=data, train=train, file=file, places=places_of(layer))
     return Composed(dataclasses.replace(recipe, text=render(recipe)), (), layer, model, data, train)
+
+
+def places_of(layer: Layer) -> dict[str, Place]:
+    """Where each key path is written: single values where the value stands, mappings and lists where their key does."""
+    above = {path[:-1] for path in layer.values}
+    at = {p: layer.keys.get(p, place) if p in above else place for p, place in layer.values.items()}
+    return {".".join(path): place for path, place in at.items() if path}
 
 
 def _written(value: Any) -> Tree:

@@ -274,15 +274,23 @@ class Typer:
             entry = self.registry.find(kind, name)
             options_class(entry)
         except PluginError as error:
-            near = nearest(name, self.registry.names(kind))
-            known = ", ".join(self.registry.names(kind)) or "none"
-            elsewhere = [k for k, n in self.registry.entries if n == name and k != kind]
-            remedy = f"did you mean {near!r}? known: {known}" if near else error.problem.remedy
-            remedy = f"{short(name)!r} is a {elsewhere[0]}. known: {known}" if elsewhere and not near else remedy
-            fact = error.problem.fact.replace(repr(name), repr(short(name)))
-            self.report((*path, "type"), fact, remedy, error.problem.rule or "part.broken")
+            if (kind, name) in self.registry.entries:
+                self.report((*path, "type"), error.problem.fact, error.problem.remedy, "part.broken")
+            else:
+                self.report((*path, "type"), *self._unknown_part(kind, name), "part.unknown")
             return None
         return entry
+
+    def _unknown_part(self, kind: str, name: str) -> tuple[str, str]:
+        known = self.registry.names(kind)
+        near = nearest(name, known)
+        elsewhere = [k for k, n in self.registry.entries if n == name]
+        broken = (
+            f". Broken plugins: {', '.join(self.registry.broken)} (see `mmkit list`)" if self.registry.broken else ""
+        )
+        hint = f"did you mean {near!r}? " if near else f"{name!r} is a {elsewhere[0]}. " if elsewhere else ""
+        fact = f"no installed package provides {'an' if kind[0] in 'aeiou' else 'a'} {kind} named {short(name)!r}"
+        return fact, f"{hint}known: {', '.join(known) or 'none'}{broken}"
 
     def _common(self, value: dict[str, Any], kind: str, path: Path_) -> dict[str, Any]:
         out = {}

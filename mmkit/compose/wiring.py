@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mmkit import registry as registries
-from mmkit.compose.document import Layer
+from mmkit.compose.document import Layer, short
 from mmkit.compose.extract import realize
 from mmkit.compose.recipe import Model
 from mmkit.compose.typed import BAD, Typer
@@ -92,12 +92,16 @@ def wire(model: Model, seed: int | None = None, *, registry: Registry | None = N
 
 @dataclass
 class Wiring:
-    """One wiring under way. `report` gets each part that cannot be built; where it returns, the others are still built."""
+    """One wiring under way. `report` gets each part that cannot be built; where it returns, the others are still built.
+
+    `tolerant` reports what torch itself refuses, too (a size beyond all memory), instead of raising it.
+    """
 
     model: Model
     seed: int | None
     registry: Registry
     report: Report
+    tolerant: bool = False
 
     def wired(self) -> Wired:
         """The parts, each once what it depends on is there."""
@@ -125,7 +129,12 @@ class Wiring:
                 return part(realize(spec.options), *args)
         except MmkitError as error:
             self.report(path, error)
-            return None
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            if not self.tolerant:
+                raise
+            fact = f"cannot be built: {type(error).__name__}: {short(str(error), 200)}"
+            self.report(path, ContractError("", fact, rule="part.options"))
+        return None
 
     def _named(self, folder: str, specs: dict[str, Spec]) -> dict[str, Any]:
         built = {n: self.build(s, f"{folder}.{n}") for n, s in specs.items() if s is not BAD}
