@@ -9,6 +9,7 @@ import sys
 import click
 
 from mmkit import registry as registries
+from mmkit.compose.docstrings import summary
 from mmkit.registry import KINDS, Registry
 
 
@@ -37,9 +38,6 @@ def command(kind: str | None, as_json: bool) -> None:
 
 def listing(registry: Registry, kind: str | None = None) -> list[dict[str, str]]:
     """One row for each component and recipe, of one kind or of all."""
-    # Summaries come from the source text, so no part is imported.
-    from mmkit.compose.extract import summary
-
     rows = [
         {"kind": k, "name": e.name, "owner": e.owner, "version": e.version, "summary": summary(e), "target": e.target}
         for k in KINDS
@@ -62,7 +60,7 @@ def listing(registry: Registry, kind: str | None = None) -> list[dict[str, str]]
 
 
 def _recipe_summary(name: str, registry: Registry) -> str:
-    """The first comment line of a shipped recipe."""
+    """The first comment of a shipped recipe that says more than how to run it."""
     import importlib.util
     from pathlib import Path
 
@@ -71,8 +69,9 @@ def _recipe_summary(name: str, registry: Registry) -> str:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / inside
         if path.is_file():
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
-            return first.lstrip("# ") if first.startswith("#") else ""
+            lines = path.read_text(encoding="utf-8").splitlines()
+            comments = [line.lstrip("# ") for line in lines if line.startswith("#")]
+            return next((line for line in comments if not line.startswith("mmkit ")), "")
     return ""
 
 

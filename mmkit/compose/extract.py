@@ -1,4 +1,4 @@
-"""What a part's source says of it, read without importing the part: its ``Config``, its summary, its default weights.
+"""What a part's source says of it, read without importing the part: its ``Config``, its default weights.
 
 A part imports torch; its options do not. So the module's source is parsed, and only the ``Config`` class is evaluated,
 with the dataclasses, constants and aliases it names, wherever they are written. Where that is not possible (a name made
@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
+from mmkit.compose.docstrings import source_of
 from mmkit.contracts.options import Spec
 from mmkit.errors import PluginError
 from mmkit.registry import Entry
@@ -71,17 +71,6 @@ def class_constant(entry: Entry, name: str) -> Any:
         return None
 
 
-def summary(entry: Entry) -> str:
-    """The first line of the class's docstring, without importing it; empty where there is none."""
-    module, _, name = entry.target.partition(":")
-    try:
-        source, name = _Source.of(module).holder(name)
-    except _Unreadable:
-        return ""
-    text = ast.get_docstring(source.bindings[name]) or ""  # type: ignore[arg-type]
-    return text.strip().split("\n\n")[0].replace("\n", " ")
-
-
 def realize(options: Any) -> Any:
     """The same options as the part's own class, once the part may be imported."""
     if isinstance(options, Spec):
@@ -125,16 +114,15 @@ class _Source:
     @staticmethod
     @functools.cache
     def of(module: str) -> _Source:
+        text = source_of(module)
         try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError, AttributeError) as error:
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError) as error:
             raise _Unreadable(module) from error
-        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        if not text:
             raise _Unreadable(module)
-        try:
-            tree = ast.parse(Path(spec.origin).read_bytes())
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _Unreadable(module) from error
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
         package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
         return _Source(module, package, dict(_bindings(tree.body)), {}, set())
 

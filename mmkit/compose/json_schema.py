@@ -7,7 +7,8 @@ import re
 from typing import Any, get_args, get_origin
 
 from mmkit import registry as registries
-from mmkit.compose.extract import options_class, summary
+from mmkit.compose.docstrings import summary
+from mmkit.compose.extract import options_class
 from mmkit.compose.recipe import Mixed, Recipe
 from mmkit.compose.rendering import plain
 from mmkit.compose.scalars import adapter, alternatives, bare
