@@ -49,7 +49,7 @@ def listing(registry: Registry, kind: str | None = None) -> list[dict[str, str]]
             {
                 "kind": "recipe",
                 "name": n,
-                "owner": "",
+                "owner": t.partition(":")[0].partition(".")[0],
                 "version": "",
                 "summary": _recipe_summary(n, registry),
                 "target": t,

@@ -9,7 +9,7 @@ from mmkit import registry as registries
 from mmkit.compose.document import Place
 from mmkit.compose.loading import compose, places_of
 from mmkit.compose.recipe import Model, Recipe
-from mmkit.compose.rules import BY_NAME, BY_PORT, Case, Rule
+from mmkit.compose.rules import BY_NAME, BY_PORT, Case, Rule, named_specs
 from mmkit.errors import MmkitError, Problem, RecipeError
 from mmkit.registry import Registry
 
@@ -73,7 +73,8 @@ def _by_port(case: Case, places: Mapping[str, Place]) -> list[Problem]:
     problems: list[Problem] = []
 
     def report(path: str, error: MmkitError) -> None:
-        problems.append(_from_part(case.model, places, path, error))
+        if not path.startswith("streams."):  # an unknown modality: a rule by name has said so
+            problems.append(_from_part(case.model, places, path, error))
 
     with torch.device("meta"):
         wired = Wiring(case.model, None, case.registry, report, tolerant=True).wired()
@@ -83,7 +84,7 @@ def _by_port(case: Case, places: Mapping[str, Place]) -> list[Problem]:
 
 def _from_part(model: Model, places: Mapping[str, Place], path: str, error: MmkitError) -> Problem:
     place = key_path(model, path)
-    spec = model.specs().get(path)
+    spec = dict(named_specs(model)).get(place)
     inside = error.problem.place.removeprefix(path).strip(".")
     options = {*vars(spec.options), "type"} if spec is not None and hasattr(spec.options, "__dict__") else {"type"}
     if inside.partition(".")[0].partition("[")[0] in options:

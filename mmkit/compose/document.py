@@ -148,6 +148,8 @@ def _bounds(text: str, file: str) -> Iterator[Problem]:
 
 def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
+    if "end of stream" in (error.problem or "") and error.context_mark:
+        mark = error.context_mark  # what was never closed, rather than the end of the file
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     what = (error.problem or "not YAML").replace("\n", " ")
     if "'\\t'" in what:

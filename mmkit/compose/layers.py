@@ -36,6 +36,11 @@ def locate(name: str | Path, registry: Registry) -> Path | None:
     return Path(str(importlib.resources.files(package).joinpath(inside)))
 
 
+def _shown(path: Path) -> str:
+    """A path as messages show it: from the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+
+
 def _unknown(name: str, registry: Registry) -> tuple[str, str]:
     near = difflib.get_close_matches(name, registry.recipes, 1)
     known = ", ".join(sorted(registry.recipes)) or "none"
@@ -49,7 +54,7 @@ def read_chain(name: str | Path, registry: Registry) -> tuple[Layer | None, list
     if path is None:
         fact, remedy = _unknown(str(name), registry)
         return None, [Problem("", fact, remedy, "file.missing")]
-    layer, problems = read(path, str(path))
+    layer, problems = read(path, _shown(path))
     return extended(layer, problems, path, registry)
 
 
@@ -66,7 +71,7 @@ def extended(
             break
         parent, problem = _parent(layer, path, registry)
         if parent is not None and os.path.realpath(parent) in seen:
-            fact = f"{parent} already extends this file"
+            fact = f"{_shown(parent)} already extends this file"
             problem = layer.problem(("extends",), fact, "break the circle", "extends.cycle")
         elif len(layers) > MAX_EXTENDS:
             fact = f"more than {MAX_EXTENDS} files extend each other"
@@ -76,9 +81,9 @@ def extended(
             return None, [*problems, *([problem] if problem else [])]
         seen.add(os.path.realpath(parent))
         path = parent
-        below, found = read(parent, str(parent))
+        below, found = read(parent, _shown(parent))
         if below is None and found and found[0].rule == "file.unreadable":
-            fact = f"{parent} {found[0].fact}"
+            fact = f"{_shown(parent)} {found[0].fact}"
             found = [layer.problem(("extends",), fact, "name a file that exists", "extends.missing")]
         problems = [*problems, *found]
         layer = below

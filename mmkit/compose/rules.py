@@ -93,8 +93,8 @@ def _meant(name: str, known: Iterable[str]) -> str:
 # By name
 
 
-@_rule("model.empty", BY_NAME)
-def _model_empty(case: Case) -> Iterator[Finding]:
+@_rule("parts.missing", BY_NAME)
+def _parts_missing(case: Case) -> Iterator[Finding]:
     m = case.model
     if not (m.tokenizers or m.encoders or m.heads or m.streams or m.backbone):
         yield Finding("model", "the model has no parts", "begin with `tokenizers:`")
@@ -259,7 +259,9 @@ def _weights_unreachable(case: Case) -> Iterator[Finding]:
         if spec.weights is None:
             continue
         weights = Weights.parse(spec.weights)
-        found = weights if isinstance(weights, Refusal) else options_kept(weights) if weights.part else weights.folder()
+        if isinstance(weights, Refusal):
+            continue
+        found = options_kept(weights) if weights.part else weights.folder()
         if isinstance(found, Refusal):
             yield Finding(f"{path}.weights", found.fact, found.remedy)
 
@@ -292,7 +294,9 @@ def _nested(value: Any, path: str) -> Iterator[tuple[str, Spec]]:
 def _stream_port(case: Case) -> Iterator[Finding]:
     for name, stream in case.streams.items():
         source = case.parts.source(stream.source)
-        if source is not None and source.port.modality not in ("*", stream.modality):
+        if source is None or stream.modality not in case.parts.modalities:
+            continue
+        if source.port.modality not in ("*", stream.modality):
             fact = f"{stream.source!r} gives {source.port.modality}, and the stream is of modality {stream.modality}"
             yield Finding(f"model.streams.{name}.from", fact, f"name a source of {stream.modality}")
 

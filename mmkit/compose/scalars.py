@@ -199,16 +199,16 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def _describe(hint: Any) -> str:
     if get_origin(hint) is typing.Annotated:
         base, *notes = get_args(hint)
-        return " and ".join([f"{_describe(base)}{_bounds(notes)}"])
+        return f"{_describe(base)}{_bounds(notes)}"
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(str(a).lower() if isinstance(a, bool) else str(a) for a in args)}"
-    if origin in (list, tuple) or hint in (list, tuple):
+    if (origin or hint) in (list, tuple):
         if origin is tuple and args and args[-1] is not Ellipsis:
-            return f"a list of {len(args)} ({', '.join(_describe(a) for a in args)})"
-        return f"a list ({_describe(args[0])} each)" if args else "a list"
-    if origin is dict or hint is dict:
-        return f"a mapping ({describe(args[1])} each)" if args else "a mapping"
+            return f"a list [{', '.join(map(_describe, args))}]"
+        return f"a list [{_describe(args[0])}, ...]" if args else "a list"
+    if (origin or hint) is dict:
+        return f"a mapping {{name: {describe(args[1])}, ...}}" if args else "a mapping"
     return _WORDS.get(hint) or ("a part" if getattr(hint, "__name__", "") == "Spec" else "a mapping")
 
 
