@@ -46,33 +46,33 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _sums(shape: str) -> np.ndarray:
-    """``[_FINE + 1, _FINE + 1]``: the area of the shape of radius 1 above and left of each point of a fine grid."""
+    """``[_FINE + 1, _FINE + 1]``: how many points of a fine grid above and left of a place the shape of radius 1 covers."""
     axis = (np.arange(_FINE, dtype=np.float32) + 0.5) * (2 / _FINE) - 1
-    sums = np.zeros((_FINE + 1, _FINE + 1))
-    sums[1:, 1:] = inside(shape, axis[None, :], axis[:, None]).cumsum(0).cumsum(1) * (2 / _FINE) ** 2
+    sums = np.zeros((_FINE + 1, _FINE + 1), np.int32)
+    sums[1:, 1:] = inside(shape, axis[None, :], axis[:, None]).cumsum(0, np.int32).cumsum(1, np.int32)
     return sums
 
 
 def _edges(span: slice, center: float, radius: float) -> np.ndarray:
-    """The fine grid's points nearest to the pixel edges of a range of pixels."""
-    points = (np.arange(span.start, span.stop + 1) - center) * (_FINE / 2 / radius) + (_FINE / 2 + 0.5)
-    return points.clip(0, _FINE).astype(np.intp)
+    """Where the pixel edges of a range of pixels lie on the fine grid, to the nearest point; may lie off it."""
+    return np.rint((np.arange(span.start, span.stop + 1) - center) * (_FINE / 2 / radius) + _FINE / 2).astype(np.int64)
 
 
 def cover(shape: str, center: tuple[float, float], radius: float, patch: tuple[slice, slice]) -> np.ndarray:
     """The share in [0, 1] of each pixel of a patch (rows, columns) that a shape centred at ``(x, y)`` covers."""
     down, across = _edges(patch[0], center[1], radius), _edges(patch[1], center[0], radius)
-    sums = _sums(shape)[down[:, None], across]
-    return (sums[1:, 1:] - sums[:-1, 1:] - sums[1:, :-1] + sums[:-1, :-1]) * radius**2
+    sums = _sums(shape)[down.clip(0, _FINE)[:, None], across.clip(0, _FINE)]
+    covered = sums[1:, 1:] - sums[:-1, 1:] - sums[1:, :-1] + sums[:-1, :-1]
+    return covered / ((down[1:] - down[:-1])[:, None] * (across[1:] - across[:-1])).clip(1)
 
 
 @functools.cache
 def moments(shape: str) -> tuple[float, float]:
     """Area of a shape of radius 1, and how far below its origin its centre of mass lies."""
-    whole = cover(shape, (0.5, 0.5), 0.5, (slice(0, 1), slice(0, 1)))
-    rows = cover(shape, (500.0, 500.0), 500.0, (slice(0, 1000), slice(0, 1000))).sum(1)
-    drop = (rows * (np.arange(1000) + 0.5 - 500)).sum() / rows.sum() / 500
-    return float(whole.sum() * 4), float(drop)
+    sums = _sums(shape)
+    rows = np.diff(sums[:, -1])
+    drop = rows @ ((np.arange(_FINE) + 0.5) * (2 / _FINE) - 1) / rows.sum()
+    return float(sums[-1, -1]) * (2 / _FINE) ** 2, float(drop)
 
 
 def _patch(x: float, y: float, radius: float, size: int) -> tuple[slice, slice]:
@@ -91,5 +91,5 @@ def draw(scene: Scene) -> np.ndarray:
         share = cover(thing.shape, (thing.x, thing.y), thing.radius, patch)
         color = np.asarray(COLORS[thing.color], np.float32)[:, None, None]
         region = image[:, patch[0], patch[1]]
-        region += share * (color - region)
-    return image
+        region += (share * (color - region)).astype(np.float32)
+    return image.clip(0, 1)
