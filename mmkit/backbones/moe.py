@@ -62,7 +62,6 @@ class MoE(Transformer):
             if self.first_dense + self.every > self.depth:
                 raise ContractError(
                     "every", f"none of the {self.depth} blocks would have experts", "lower `every` or `first_dense`",
-                    rule="backbone.experts",
                 )  # fmt: skip
 
     def __init__(self, config: Config, streams: Sequence[str]) -> None:

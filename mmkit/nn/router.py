@@ -78,7 +78,6 @@ class TopK(Router):
         if config.k > experts:
             raise ContractError(
                 "router.k", f"a token cannot choose {config.k} of {experts} experts", "lower `k`, or add experts",
-                rule="router.k",
             )  # fmt: skip
         self.config = config
         self.bias_E: Tensor | None

@@ -72,17 +72,15 @@ class Sizes:
         if self.head_dim is None and self.dim % self.num_heads:
             raise ContractError(
                 "num_heads", f"{self.num_heads} heads do not divide {self.dim} channels",
-                "choose a divisor of `dim`, or give `head_dim`", rule="backbone.heads",
+                "choose a divisor of `dim`, or give `head_dim`",
             )  # fmt: skip
         if self.num_heads % self.kv_heads:
             raise ContractError(
                 "num_kv_heads", f"{self.num_heads} query heads cannot share {self.kv_heads} key heads evenly",
-                "choose a divisor of `num_heads`", rule="backbone.heads",
+                "choose a divisor of `num_heads`",
             )  # fmt: skip
         if self.hidden_dim is not None and self.mlp_ratio is not None:
-            raise ContractError(
-                "mlp_ratio", "`hidden_dim` says the same thing already", "give one of the two", rule="backbone.mlp"
-            )
+            raise ContractError("mlp_ratio", "`hidden_dim` says the same thing already", "give one of the two")
 
     @property
     def kv_heads(self) -> int:
