@@ -9,10 +9,11 @@ from typing import Any, get_args, get_origin
 from mmkit import registry as registries
 from mmkit.compose.docstrings import summary
 from mmkit.compose.extract import options_class
+from mmkit.compose.parts import COMMON, CONNECTED_KINDS, PLAIN_KINDS
 from mmkit.compose.recipe import Mixed, Recipe
 from mmkit.compose.rendering import plain
 from mmkit.compose.scalars import adapter, alternatives, bare
-from mmkit.compose.typed import COMMON, CONNECTED_KINDS, PLAIN_KINDS, hints, keyed_fields, required
+from mmkit.compose.typed import hints, keyed_fields, required
 from mmkit.contracts.options import Spec
 from mmkit.errors import MmkitError
 from mmkit.registry import KINDS, Entry, Registry

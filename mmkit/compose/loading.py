@@ -11,9 +11,10 @@ from typing import Any
 from mmkit import registry as registries
 from mmkit.compose.document import Layer, Place, Tree, parse
 from mmkit.compose.layers import extended, interpolate, override, read_chain
+from mmkit.compose.parts import RecipeTyper
 from mmkit.compose.recipe import Mixed, Model, Recipe, Stream, Train
 from mmkit.compose.rendering import plain, render
-from mmkit.compose.typed import BAD, Typer, hints, keyed_fields
+from mmkit.compose.typed import BAD, hints, keyed_fields
 from mmkit.contracts.options import Positive, Spec
 from mmkit.errors import Problem, RecipeError
 from mmkit.registry import Registry
@@ -70,7 +71,7 @@ def _compose(
         return Composed(None, tuple(problems))
     problems += filter(None, (override(layer, text) for text in overrides))
     problems += interpolate(layer, {"train": _written(plain(Train()))})
-    typer = Typer(layer, registry)
+    typer = RecipeTyper(layer, registry)
     model, data, train = _typed(typer)
     problems += typer.problems
     if problems:
@@ -95,7 +96,7 @@ def _written(value: Any) -> Tree:
     return str(value).lower() if isinstance(value, bool) else value if value is None else str(value)
 
 
-def _typed(typer: Typer) -> tuple[Model, tuple[Any, ...], Train]:
+def _typed(typer: RecipeTyper) -> tuple[Model, tuple[Any, ...], Train]:
     root: Any = typer.layer.tree
     typer.unknown_keys(root, ["model", "data", "train"], ())
     model = Model()
@@ -112,7 +113,7 @@ def _typed(typer: Typer) -> tuple[Model, tuple[Any, ...], Train]:
     return model, data, Train() if train is BAD else train
 
 
-def _model(typer: Typer, value: dict[str, Any]) -> Model:
+def _model(typer: RecipeTyper, value: dict[str, Any]) -> Model:
     fields = keyed_fields(Model)
     typer.unknown_keys(value, fields, ("model",))
     given = {}
@@ -128,7 +129,7 @@ def _model(typer: Typer, value: dict[str, Any]) -> Model:
     return Model(**given)
 
 
-def _streams(typer: Typer, value: Any) -> dict[str, Any]:
+def _streams(typer: RecipeTyper, value: Any) -> dict[str, Any]:
     path = ("model", "streams")
     if not isinstance(value, dict):
         typer.value(value, dict[str, Stream], path)
@@ -140,14 +141,14 @@ def _streams(typer: Typer, value: Any) -> dict[str, Any]:
     }
 
 
-def _data(typer: Typer, value: Any) -> tuple[Any, ...]:
+def _data(typer: RecipeTyper, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list):
         typer.report(("data",), "a list of sources is needed", "write `- {type: ...}` for each", "type.wrong", key=True)
         return ()
     return tuple(_mixed(typer, entry, ("data", str(i))) for i, entry in enumerate(value))
 
 
-def _mixed(typer: Typer, value: Any, path: tuple[str, ...]) -> Any:
+def _mixed(typer: RecipeTyper, value: Any, path: tuple[str, ...]) -> Any:
     weight: Any = 1.0
     if isinstance(value, dict) and "weight" in value:
         weight = typer.value(value["weight"], Positive, (*path, "weight"))
@@ -162,7 +163,7 @@ def spec(kind: str, name: str, /, **options: Any) -> Spec:
     `options` are the part's own and the keys common to parts; nested parts are names, mappings or specs.
     Raises `RecipeError` with every mistake.
     """
-    typer = Typer(Layer(), registries.load())
+    typer = RecipeTyper(Layer(), registries.load())
     root = {"backbone": ("backbone",), "source": ("data", "0")}.get(kind, (f"{kind}s", name))
     found = typer.part({"type": name, **options}, kind, root)
     if found is BAD:

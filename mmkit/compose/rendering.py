@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmkit.compose.parts import CONNECTED_KINDS, PLAIN_KINDS
 from mmkit.compose.recipe import Mixed, Recipe
-from mmkit.compose.typed import CONNECTED_KINDS, PLAIN_KINDS
 from mmkit.contracts.options import Spec
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./@#-]*(:[A-Za-z0-9_./@#-]+)*")

@@ -256,12 +256,10 @@ def _data_modality(case: Case) -> Iterator[Finding]:
 @_rule("weights.unreachable", BY_NAME)
 def _weights_unreachable(case: Case) -> Iterator[Finding]:
     for path, spec in named_specs(case.model):
-        if spec.weights is None:
+        weights = Weights.parse(spec.weights) if spec.weights is not None else None
+        if not isinstance(weights, Weights):
             continue
-        weights = Weights.parse(spec.weights)
-        if isinstance(weights, Refusal):
-            continue
-        found = options_kept(weights) if weights.part else weights.folder()
+        found = options_kept(weights, spec.path) if weights.of_run else weights.folder()
         if isinstance(found, Refusal):
             yield Finding(f"{path}.weights", found.fact, found.remedy)
 

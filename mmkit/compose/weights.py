@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmkit.compose.document import parse, short
+from mmkit.compose.document import read, short
 from mmkit.compose.scalars import Refusal
 
 RECIPE = "recipe.yaml"
 """The resolved recipe a run keeps."""
 
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(@[\w.-]+)?")
+_HUB = re.compile(r"hf://([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?((?:/[\w-][\w.-]*)*)", re.ASCII)
+_PART = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
+_SHAPES = "name a folder, `hf://org/name`, or a run's part (`runs/a#encoders.eye`)"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint a recipe names. `part` is the part's path where it is one of another run's (``runs/a#encoders.eye``)."""
+    """A checkpoint a recipe names. `part` is what of it: of a run, a part's path; elsewhere, a prefix of the tensors' names.
+
+    On the hub, `revision` and `inside` may follow the name: ``hf://org/name@revision/folder``.
+    """
 
     place: str
     part: str = ""
     hub: bool = False
     revision: str | None = None
+    inside: str = ""
 
     def __str__(self) -> str:
         return f"{'hf://' if self.hub else ''}{self.place}{'#' + self.part if self.part else ''}"
@@ -31,52 +37,54 @@ class Weights:
     @classmethod
     def parse(cls, text: str) -> Weights | Refusal:
         """What a text names, or why it names nothing."""
-        shapes = "a folder, `hf://org/name`, or `runs/name#encoders.eye`"
-        if text.startswith("hf://"):
-            hub = _HUB.fullmatch(text)
-            if not hub:
-                return Refusal(f"{short(text)!r} is not `hf://org/name`", f"name {shapes}", "weights.form")
-            return cls(hub[1], hub=True, revision=(hub[2] or "")[1:] or None)
-        if not text or "://" in text:
-            return Refusal(f"{short(text)!r} names no checkpoint", f"name {shapes}", "weights.form")
         place, mark, part = text.partition("#")
-        if mark and (not place or not re.fullmatch(r"backbone|(tokenizers|encoders|connectors|heads)\.[\w-]+", part)):
+        if mark and (not place or not _PART.fullmatch(part)):
             return Refusal(f"{short(text)!r} names no part", "write `runs/name#encoders.eye`", "weights.form")
+        if place.startswith("hf:"):
+            hub = _HUB.fullmatch(place)
+            if not hub:
+                return Refusal(f"{short(text)!r} is not `hf://org/name[@revision][/folder]`", _SHAPES, "weights.form")
+            return cls(hub[1], part, True, hub[2], hub[3].lstrip("/"))
+        if not place or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", place) or not place.isprintable():
+            return Refusal(f"{short(text)!r} names no checkpoint", _SHAPES, "weights.form")
         return cls(place, part)
+
+    @property
+    def of_run(self) -> bool:
+        """True where the place is the folder of a run, which keeps the options of its parts."""
+        return not self.hub and (Path(self.place).expanduser() / RECIPE).is_file()
 
     def folder(self) -> Path | Refusal:
         """The local folder. The hub's is looked up in the local cache only."""
         if not self.hub:
-            return Path(self.place) if Path(self.place).exists() else Refusal(
-                f"there is no {short(self.place)}", "name a folder that exists", "weights.unreachable"
-            )  # fmt: skip
+            path = Path(self.place).expanduser()
+            missing = Refusal(f"there is no {short(self.place)}", "name a folder that exists", "weights.unreachable")
+            return path if path.exists() else missing
         # Heavy, and only needed where a recipe names the hub.
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(self.place, revision=self.revision, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
+            return Path(snapshot_download(self.place, revision=self.revision, local_files_only=True)) / self.inside
+        except (LocalEntryNotFoundError, ValueError):
             fact = f"{self} is not in the local cache, and nothing is fetched unasked"
             return Refusal(fact, f"run `hf download {self.place}`", "weights.unreachable")
 
 
-def options_kept(weights: Weights) -> dict[str, Any] | Refusal:
-    """The options a run keeps for one of its parts, as its resolved recipe writes them."""
-    path = Path(weights.place) / RECIPE
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError):
-        return Refusal(f"there is no {short(path)}", "name the folder of a run", "weights.unreachable")
-    layer, problems = parse(data, str(path))
+def options_kept(weights: Weights, own: str) -> dict[str, Any] | Refusal:
+    """The options a run keeps for one of its parts (the one at the path `own`, unless another is named)."""
+    path = Path(weights.place).expanduser() / RECIPE
+    layer, problems = read(path, str(path))
     if layer is None or problems:
         return Refusal(f"{short(path)} is damaged: {problems[0].fact}", "name another run", "weights.unreachable")
     model: Any = layer.tree.get("model")
     known = dict(_parts(model if isinstance(model, dict) else {}))
-    if weights.part not in known:
-        fact = f"the run {short(weights.place)} has no part {short(weights.part)!r}"
-        return Refusal(fact, f"it has {', '.join(known) or 'none'}", "weights.part")
-    return known[weights.part]
+    part = weights.part or own
+    if part not in known:
+        return Refusal(
+            f"the run {short(weights.place)} has no part {part!r}", f"it has {', '.join(known)}", "weights.part"
+        )
+    return known[part]
 
 
 def _parts(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -14,8 +14,9 @@ from torch import nn
 from mmkit import registry as registries
 from mmkit.compose.document import Layer, short
 from mmkit.compose.extract import realize
+from mmkit.compose.parts import RecipeTyper
 from mmkit.compose.recipe import Model
-from mmkit.compose.typed import BAD, Typer
+from mmkit.compose.typed import BAD
 from mmkit.contracts.backbone import Backbone
 from mmkit.contracts.connector import Connector
 from mmkit.contracts.encoder import Encoder
@@ -175,7 +176,7 @@ class Wiring:
         return self.build(spec, f"connectors.{name}", source.port, out.backbone.dim)
 
     def _default_connector(self, port: Port) -> Spec:
-        typer = Typer(Layer(), self.registry)
+        typer = RecipeTyper(Layer(), self.registry)
         found = typer.part(DEFAULT_CONNECTOR[port.space], "connector", ("connector",))
         assert found is not BAD, typer.problems
         return found
