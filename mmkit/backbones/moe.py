@@ -79,6 +79,7 @@ class MoE(Transformer):
             return SparseBlock(config, layer, Mixture(sizes, pools, config.router, config.shared_experts))
 
         super().__init__(config, streams, make_block, groups=groups)
+        self.experts = sum(pools.values())
         self._tally_LE: Tensor | None = None
 
     def mixtures(self) -> list[Mixture]:
@@ -98,10 +99,13 @@ class MoE(Transformer):
     @torch.no_grad()
     def after_step(self) -> None:
         """Lets the routers answer to the load since the last call, on all ranks together."""
-        if self._tally_LE is None:
-            return
         load_LE, self._tally_LE = self._tally_LE, None
+        if load_LE is None:
+            # A rank that had no batch still takes part in the sum.
+            weight = next(self.parameters())
+            load_LE = torch.zeros(len(self.mixtures()), self.experts, device=weight.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(load_LE)
-        for mixture, load_E in zip(self.mixtures(), load_LE, strict=True):
-            mixture.rebalance(load_E)
+        if load_LE.any():
+            for mixture, load_E in zip(self.mixtures(), load_LE, strict=True):
+                mixture.rebalance(load_E)
