@@ -221,3 +221,28 @@ def test_it_is_fast():
         source.sample(index, 0)
     # 4,700 a second measured on one core; the bound leaves room for a slower and busy machine.
     assert 400 / (time.process_time() - start) > 1000
+
+
+def judged(sample, *contents) -> dict[str, bool]:
+    return shapes().judge(sample, list(contents))
+
+
+def test_replies_are_judged_by_part():
+    source = shapes()
+    caption, generate, answer = (source.sample(i, 0) for i in range(3))
+    assert caption.facts["caption"] == "a yellow circle left of a blue triangle"
+    every = {"right": True, "objects": True, "colors": True, "relations": True, "count": True}
+    assert judged(caption, caption.facts["caption"]) == every
+    assert judged(generate, picture(generate)) == every
+    assert judged(caption, "a yellow circle above a blue triangle") == every | {"right": False, "relations": False}
+    assert judged(caption, "a blue circle left of a yellow triangle") == every | {
+        "right": False, "colors": False, "relations": False,
+    }  # fmt: skip
+    assert judged(caption, "a yellow circle") == dict.fromkeys(every, False)
+    assert judged(caption, "\udcff??") == dict.fromkeys(every, False)
+    # The canonical caption is wanted letter by letter; the same said otherwise is right in every part but not as a whole.
+    assert judged(caption, "a blue triangle right of a yellow circle") == every | {"right": False}
+    assert judged(generate, picture(caption))["right"] is False
+    kind, said = answer.facts["question"], answer.facts["answer"]
+    assert judged(answer, said) == {"right": True, kind: True}
+    assert judged(answer, said + "x") == {"right": False, kind: False}

@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter
 
 from mmkit.data.shapes import Shapes, language
 from mmkit.data.shapes.drawing import cover, draw, inside, moments
+from mmkit.data.shapes.verify import Reader, _label, judge, read
 from mmkit.data.shapes.world import COLORS, SHAPES, Scene, Standing, Thing, pick
-from mmkit.data.verify import Reader, _label, judge, read
 from mmkit.errors import DataError
 
 DEFAULT = Shapes.Config()

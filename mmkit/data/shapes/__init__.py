@@ -1,6 +1,6 @@
 """Procedural pictures of coloured shapes, with captions, questions and answers: small enough to learn in minutes.
 
-`mmkit.data.verify` reads such pictures back, which makes this source the judge of what a model draws.
+`mmkit.data.shapes.verify` reads such pictures back, which makes this source the judge of what a model draws.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from mmkit.contracts.options import Count, Fraction, Size
 from mmkit.contracts.segment import Sample, Segment
 from mmkit.contracts.source import Source
-from mmkit.data.shapes import language
+from mmkit.data.shapes import language, verify
 from mmkit.data.shapes.drawing import draw
 from mmkit.data.shapes.world import Scene, Standing, World
 from mmkit.errors import ContractError, DataError
@@ -141,6 +141,23 @@ class Shapes(Source):
             facts |= {"question": asked.kind, "asked": asked.text, "answer": asked.answer}
             segments = (Segment("image", image), Segment("text", asked.text), Segment("text", asked.answer, "target"))
         return Sample(f"shapes/{side}/{self.config.seed}-{index}-{seed}", segments, task, facts)
+
+    def judge(self, sample: Sample, contents: list[Any]) -> dict[str, bool]:
+        """``right``, and of what it is made.
+
+        Drawings and captions: ``objects``, ``colors``, ``relations``, ``count`` (see `verify.Verdict`); a caption is right
+        where it is the canonical one, letter by letter. Answers: right under the name of the kind of question too.
+        """
+        if sample.task == "generate":
+            return verify.judge(contents[0], sample.facts).figures
+        right = super().judge(sample, contents)
+        if sample.task == "answer":
+            return right | {sample.facts["question"]: right["right"]}
+        try:
+            said = language.read_caption(contents[0])
+        except DataError:
+            said = language.Claim(())
+        return verify.compare(said, language.read_caption(sample.facts["caption"])).figures | right
 
     def _facts(self, scene: Scene, said: str) -> dict[str, Any]:
         return {

@@ -36,6 +36,11 @@ class Claim:
     kinds: tuple[Kind, ...]
     relation: Relation | None = None
 
+    @property
+    def turned(self) -> Claim:
+        """The same said the other way round, where two things stand in a relation."""
+        return Claim(self.kinds[::-1], OPPOSITE[self.relation]) if self.relation else self
+
 
 def name(kind: Kind) -> str:
     """``red circle``."""
@@ -56,7 +61,7 @@ def say(said: Claim) -> str:
     """The words of a claim; `read_caption` is its inverse."""
     nouns = [noun(k) for k in said.kinds]
     if len(nouns) == 2:
-        return f"{nouns[0]} {said.relation} {nouns[1]}"
+        return f"{nouns[0]} {said.relation or 'diagonal to'} {nouns[1]}"
     if len(nouns) < 2:
         return nouns[0] if nouns else "nothing"
     return f"{', '.join(nouns[:-1])} and {nouns[-1]}"
@@ -93,7 +98,7 @@ def prompt(scene: Scene, rng: random.Random) -> str:
     """One of several ways to ask for a scene, some of them naming the second of two things first."""
     said = claim(scene.things)
     if said.relation and rng.random() < 0.5:
-        said = Claim(said.kinds[::-1], OPPOSITE[said.relation])
+        said = said.turned
     return pick(rng, _FRAMES).format(say(said))
 
 

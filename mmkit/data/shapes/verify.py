@@ -11,14 +11,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mmkit.data.shapes import drawing
-from mmkit.data.shapes.language import Claim, noun, read_caption, say
+from mmkit.data.shapes.language import Claim, read_caption, say
 from mmkit.data.shapes.world import COLORS, SHAPES, Relation
 
 UNCLEAR = "unclear"
@@ -71,13 +71,14 @@ class Reading:
     things: tuple[Found, ...]
     clean: bool
 
-    def __str__(self) -> str:
+    @property
+    def claim(self) -> Claim:
+        """What is true of it, as a caption says it."""
         kinds = tuple(t.kind for t in self.things)
-        dirt = "" if self.clean else " on a dirty background"
-        if len(kinds) != 2:
-            return say(Claim(kinds)) + dirt
-        found = _relation(*self.things)
-        return (say(Claim(kinds, found)) if found else f"{noun(kinds[0])} diagonal to {noun(kinds[1])}") + dirt
+        return Claim(kinds, _relation(*self.things) if len(kinds) == 2 else None)
+
+    def __str__(self) -> str:
+        return say(self.claim) + ("" if self.clean else " on a dirty background")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,29 @@ class Verdict:
     def right(self) -> bool:
         """True where every object, colour, relation and the count are right."""
         return self.objects and self.colors and self.relations and self.count
+
+    @property
+    def figures(self) -> dict[str, bool]:
+        """All of it, by name."""
+        return {
+            "right": self.right, "objects": self.objects, "colors": self.colors,
+            "relations": self.relations, "count": self.count,
+        }  # fmt: skip
+
+
+def compare(said: Claim, wanted: Claim) -> Verdict:
+    """Whether what is said is what is wanted."""
+    shapes = Counter(s for _, s in said.kinds) == Counter(s for _, s in wanted.kinds)
+    colors = Counter(c for c, _ in said.kinds) == Counter(c for c, _ in wanted.kinds)
+    bound = Counter(said.kinds) == Counter(wanted.kinds)
+    return Verdict(
+        objects=shapes,
+        # The right colours on the wrong shapes are a mistake of colour.
+        colors=colors and (bound or not shapes),
+        relations=len(wanted.kinds) < 2 or wanted in (said, said.turned),
+        count=len(said.kinds) == len(wanted.kinds),
+        read=say(said),
+    )
 
 
 @dataclass(frozen=True)
@@ -126,18 +150,8 @@ class Reader:
     def judge(self, image: Tensor, wanted: Claim) -> Verdict:
         """Whether an image shows what a claim says."""
         reading = self.read(image)
-        kinds = [t.kind for t in reading.things]
-        shapes = Counter(s for _, s in kinds) == Counter(s for _, s in wanted.kinds)
-        colors = Counter(c for c, _ in kinds) == Counter(c for c, _ in wanted.kinds)
-        bound = Counter(kinds) == Counter(wanted.kinds)
-        return Verdict(
-            objects=shapes,
-            # The right colours on the wrong shapes are a mistake of colour.
-            colors=colors and (bound or not shapes),
-            relations=len(wanted.kinds) < 2 or (bound and _stand_as(reading.things, wanted)),
-            count=len(kinds) == len(wanted.kinds) and reading.clean,
-            read=str(reading),
-        )
+        verdict = compare(reading.claim, wanted)
+        return replace(verdict, count=verdict.count and reading.clean, read=str(reading))
 
     def _foreground(self, smooth_HW: np.ndarray, background: np.ndarray) -> np.ndarray:
         """Pixels more than half covered: nearer to the strongest colour around them than to the background."""
@@ -197,14 +211,6 @@ def _relation(a: Found, b: Found) -> Relation | None:
     if abs(down) >= _STRAIGHT * abs(across):
         return "above" if down > 0 else "below"
     return None
-
-
-def _stand_as(things: tuple[Found, ...], wanted: Claim) -> bool:
-    """Whether things, all of the right kind and in reading order, stand as a claim says."""
-    if len(wanted.kinds) > 2:
-        return tuple(t.kind for t in things) == wanted.kinds
-    first, second = sorted(things, key=lambda t: wanted.kinds.index(t.kind))
-    return _relation(first, second) == wanted.relation
 
 
 @dataclass(frozen=True)
