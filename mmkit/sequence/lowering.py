@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mmkit.errors import ContractError
-from mmkit.kernels.attention.plan import Batches, Bucket, Dense, Flex, Plan
+from mmkit.kernels.attention.plan import Dense, Flex, Plan
+from mmkit.sequence.tiles import cut
 from mmkit.sequence.visibility import PADDING, Visibility, visible
 
 Implementation = Literal["auto", "dense", "flex", "batches"]
@@ -44,12 +45,14 @@ def lower(
     keys = queries if keys is None else keys
     name, reason = _choose(implementation, device.type, len(keys))
     _say_once(name, device.type, reason)
+    if name == "batches":
+        if device.type != "cpu":
+            raise ContractError(reason, f"`batches` cannot run on {device.type}", "use auto, dense or flex")
+        return cut(queries, keys)
     blind_Q = _blind(queries, keys, device)
     if name == "dense":
         return Dense(torch.from_numpy(_open(queries, keys)).to(device), blind_Q)
-    if name == "flex":
-        return _flex(queries, keys, device, blind_Q)
-    return _batches(queries, keys, device)
+    return _flex(queries, keys, device, blind_Q)
 
 
 def _choose(implementation: str, device: str, keys: int) -> tuple[str, str]:
@@ -106,23 +109,3 @@ def _flex(queries: Visibility, keys: Visibility, device: torch.device, blind_Q: 
         mask_mod, None, None, len(queries), len(keys), device=device, _compile=device.type == "cuda"
     )  # fmt: skip
     return Flex(block_mask, blind_Q)
-
-
-def _batches(queries: Visibility, keys: Visibility, device: torch.device) -> Batches:
-    places = {doc: np.flatnonzero(keys.doc == doc) for doc in np.unique(keys.doc)}
-    buckets, order, start = [], np.full(len(queries), -1), 0
-    for doc in np.unique(queries.doc):
-        query = np.flatnonzero(queries.doc == doc)
-        key = places.get(doc, query[:0])
-        mask = queries.take(query).matrix(keys.take(key))
-        seeing = mask.any(1) if len(key) else np.zeros(len(query), bool)
-        if not seeing.any():
-            continue
-        query, mask = query[seeing], mask[seeing]
-        order[query] = start + np.arange(len(query))
-        start += len(query)
-        buckets.append(
-            Bucket(*(torch.from_numpy(x[None]).to(device) for x in (query, key)), torch.from_numpy(mask[None]).to(device))
-        )  # fmt: skip
-    order[order < 0] = start
-    return Batches(tuple(buckets), torch.from_numpy(order).to(device))

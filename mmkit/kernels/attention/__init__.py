@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkit.kernels.attention import sdpa
+from mmkit.kernels.attention.batches import batches
 from mmkit.kernels.attention.plan import Batches, Dense, Flex, Plan, Rows
 from mmkit.kernels.attention.reference import reference
 
@@ -26,7 +27,7 @@ def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Plan, *, scale: fl
         dtype = torch.get_autocast_dtype(device)
         q_TNH, k_SKH, v_SKH = q_TNH.to(dtype), k_SKH.to(dtype), v_SKH.to(dtype)
     if not k_SKH.numel():
-        return q_TNH * (k_SKH.sum() + v_SKH.sum())
+        return q_TNH * (k_SKH.sum() + v_SKH.sum())  # sums of nothing: 0, with a gradient for all three
     return _RUN[type(plan)](q_TNH, k_SKH, v_SKH, plan, scale)
 
 
@@ -40,4 +41,4 @@ def _flex(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Flex, scale: float 
     return flex(q_QNH, k_SKH, v_SKH, plan, scale)
 
 
-_RUN = {Dense: sdpa.dense, Batches: sdpa.batches, Flex: _flex, Rows: sdpa.rows}
+_RUN = {Dense: sdpa.dense, Batches: batches, Flex: _flex, Rows: sdpa.rows}

@@ -23,27 +23,64 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Documents of similar length as one batched call: gathered, padded, masked.
+class Part:
+    """Keys ``start .. stop`` that the queries of a tile read.
 
-    `query_Bn` and `key_Bm` index the packed tokens (padding repeats some token); `mask_Bnm` is None where plain causal
-    attention does it.
+    `bias_nm` is 0 where a query sees a key and -inf elsewhere, float32; None where they see all, or, with `causal`, where
+    query i sees the first ``i + 1``. Each query sees at least one.
     """
 
-    query_Bn: Tensor
-    key_Bm: Tensor
-    mask_Bnm: Tensor | None
+    start: int
+    stop: int
+    bias_nm: Tensor | None = None
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries ``start .. stop`` and all they see, as parts whose results are merged."""
+
+    start: int
+    stop: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Tokens of several documents in a padded grid: `index_Bn` fills it (padding repeats some token).
+
+    The real ones stand at `slots` of the flattened grid, are the tokens `places`, and are marked in `real_Bn`; `slots` and
+    `real_Bn` are None where there is no padding.
+    """
+
+    index_Bn: Tensor
+    places: Tensor
+    slots: Tensor | None = None
+    real_Bn: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Short documents of similar length as one batched call; `bias_B1nm` as in `Part`, None where all are causal."""
+
+    queries: Gather
+    keys: Gather
+    bias_B1nm: Tensor | None
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Groups of calls that together cover the mask.
+    """Calls that together cover the mask, for the CPU.
 
-    The groups' outputs laid end to end, then one row of zeros, are put in order by `order_Q`.
+    `query_order` brings queries, and `key_order` the keys of tiles, into the order in which they are cut (None: as they
+    stand). Buckets count queries in that order, keys as they stand. `blind` tells that some queries see nothing.
     """
 
+    tiles: tuple[Tile, ...]
     buckets: tuple[Bucket, ...]
-    order_Q: Tensor
+    query_order: Tensor | None
+    key_order: Tensor | None
+    blind: bool
 
 
 @dataclass(frozen=True)

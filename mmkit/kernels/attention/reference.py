@@ -17,6 +17,8 @@ def reference(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_QS: Tensor, *, s
     Query head n reads key head ``n // (N / K)`` (grouped-query attention, Ainslie et al. 2023). `scale` defaults to
     ``H ** -0.5``.
     """
+    if not len(k_SKH):
+        return q_QNH * (k_SKH.sum() + v_SKH.sum())  # sums of nothing: 0, with a gradient for all three
     groups = q_QNH.shape[1] // k_SKH.shape[1]
     scale = 1 / math.sqrt(q_QNH.shape[2]) if scale is None else scale
     k_SNH = k_SKH.repeat_interleave(groups, 1)

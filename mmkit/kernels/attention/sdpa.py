@@ -6,11 +6,10 @@ B documents of one call, n and m queries and keys of one call.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from mmkit.kernels.attention.plan import Batches, Bucket, Dense, Rows
+from mmkit.kernels.attention.plan import Dense, Rows
 
 
 def dense(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Dense, scale: float | None) -> Tensor:
@@ -18,20 +17,6 @@ def dense(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Dense, scale: float
     out_NQH = _call(*(x.transpose(0, 1)[None] for x in (q_QNH, k_SKH, v_SKH)), plan.mask_QS, scale)[0]
     out_QNH = out_NQH.transpose(0, 1)
     return out_QNH if plan.blind_Q is None else out_QNH.masked_fill(plan.blind_Q[:, None, None], 0)
-
-
-def batches(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Batches, scale: float | None) -> Tensor:
-    """One call per bucket of similar documents."""
-    outputs = [_bucket(q_QNH, k_SKH, v_SKH, bucket, scale) for bucket in plan.buckets]
-    outputs.append(q_QNH.new_zeros(1, *q_QNH.shape[1:]))
-    return torch.cat(outputs).index_select(0, plan.order_Q)
-
-
-def _bucket(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, bucket: Bucket, scale: float | None) -> Tensor:
-    q_BNnH = q_QNH[bucket.query_Bn].transpose(1, 2)
-    k_BKmH, v_BKmH = (x[bucket.key_Bm].transpose(1, 2) for x in (k_SKH, v_SKH))
-    mask = None if bucket.mask_Bnm is None else bucket.mask_Bnm[:, None]
-    return _call(q_BNnH, k_BKmH, v_BKmH, mask, scale, causal=mask is None).transpose(1, 2).flatten(0, 1)
 
 
 def rows(q_TNH: Tensor, k_RKCH: Tensor, v_RKCH: Tensor, plan: Rows, scale: float | None) -> Tensor:
@@ -51,13 +36,9 @@ def rows(q_TNH: Tensor, k_RKCH: Tensor, v_RKCH: Tensor, plan: Rows, scale: float
     return out_TNH if plan.order_T is None else out_TNH.index_select(0, plan.order_T)
 
 
-def _call(
-    q_BNnH: Tensor, k_BKmH: Tensor, v_BKmH: Tensor, mask: Tensor | None, scale: float | None, causal: bool = False
-) -> Tensor:
+def _call(q_BNnH: Tensor, k_BKmH: Tensor, v_BKmH: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     groups = q_BNnH.shape[1] // k_BKmH.shape[1]
     # Off the CPU no fast kernel takes both a mask and fewer key heads; torch would compute the whole score matrix.
     if groups > 1 and mask is not None and q_BNnH.device.type != "cpu":
         k_BKmH, v_BKmH, groups = k_BKmH.repeat_interleave(groups, 1), v_BKmH.repeat_interleave(groups, 1), 1
-    return scaled_dot_product_attention(
-        q_BNnH, k_BKmH, v_BKmH, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1
-    )
+    return scaled_dot_product_attention(q_BNnH, k_BKmH, v_BKmH, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
