@@ -147,7 +147,7 @@ class UnifiedModel(nn.Module):
         grids = [self._grid_of(source, t) for t in tokens]
         flat = torch.cat([t.reshape(int(np.prod(g)), *t.shape[len(g) :]) for t, g in zip(tokens, grids, strict=True)])
         x = self._project(source, flat, grids)
-        return list(x.split([int(np.prod(self.connectors[source].grid(g))) for g in grids]))
+        return list(x.split([self.connectors[source].count(g) for g in grids]))
 
     def _grid_of(self, source: str, tokens: Tensor) -> tuple[int, ...]:
         vectors = self.connectors[source].port.space != "codes"

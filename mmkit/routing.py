@@ -143,6 +143,13 @@ class Router:
         stream_of = self.model.streams[stream]
         return self._grids[stream_of.source].levels(grid) if stream_of.attend == "level" else ()
 
+    def guided(self, stream: str) -> bool:
+        """True where a stream's head is guided: its options ask for it, and the stream is not running text (one head may
+        write both, and what makes a picture obey its prompt makes a text repeat it)."""
+        of = self.model.streams[stream]
+        head = self._heads[of.head] if of.head else None
+        return head is not None and head.guidance is not None and not self.modalities[of.modality].open
+
     def tokenized(self, stream: str) -> bool:
         """True where a content's length is known only after tokenizing it."""
         of = self.model.streams[stream]
@@ -168,11 +175,11 @@ class Router:
     def _dropped(self, sample: Sample, seed: int, step: int) -> Sample:
         """Empties the context of a share of the samples, for guidance; the draw is keyed by (seed, step, sample)."""
         guided = [
-            (i, head.guidance)
+            (i, self._heads[self.model.streams[stream].head].guidance)
             for i, s in enumerate(sample.segments)
             if s.role == "target"
-            for head in [self._heads[self.model.streams[self.streams(s)[0]].head]]
-            if head.guidance is not None and head.guidance.drop > 0
+            for stream in self.streams(s)
+            if self.guided(stream)
         ]
         if not guided:
             return sample

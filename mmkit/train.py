@@ -172,13 +172,7 @@ class _Loop:
 
     def _scale(self, name: str) -> float:
         specs = self.recipe.model.specs()
-        own = name.removeprefix("connectors.")
-        for path, spec in specs.items():
-            if name.startswith(path + "."):
-                return spec.lr_scale
-            if spec.connector is not None and own != name and path.split(".")[-1] == own.split(".")[0]:
-                return spec.connector.lr_scale
-        return 1.0
+        return next((spec.lr_scale for path, spec in specs.items() if name.startswith(path + ".")), 1.0)
 
     def _buffers(self, change: Any) -> dict[str, Tensor]:
         return {name: change(value.detach()) for name, value in self.state().items()}
@@ -335,7 +329,7 @@ class _Loop:
         trainer = {
             "step": self.step,
             "sizes": {name: list(size) for name, size in self.mixture.sizes().items()},
-            "rng": checkpoint.capture_rng(),
+            "rng": checkpoint.capture_random(),
         }
         return checkpoint.write(
             self.run, self.step, model=self.state(), ema=self.ema,
@@ -352,7 +346,7 @@ class _Loop:
         checkpoint.restore_optimizer(self.optimizer, self.trained, kept.optimizer())
         if self.ema is not None:
             self.ema = kept.ema()
-        checkpoint.restore_rng(kept.trainer["rng"])
+        checkpoint.restore_random(kept.trainer["rng"])
         self.step = kept.step
         self._trim_log()
         if not self.quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -28,7 +29,7 @@ class Connector(Part):
     """The ``[codes, D]`` embedding table, where there is one: a head may tie its output to it."""
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
-        """The token grid made of a source grid. Raises `ContractError` where it does not divide."""
+        """The token grid made, in the end, of a source grid. Raises `ContractError` where it does not divide."""
         return grid
 
     def fold(self, x: Tensor) -> Tensor:
@@ -39,9 +40,13 @@ class Connector(Part):
         """``[*token grid, C']`` back to ``[*grid, C]``."""
         return x
 
+    def count(self, folded: tuple[int, ...]) -> int:
+        """The tokens `forward` makes of one folded grid; other than its product in resamplers only."""
+        return math.prod(folded)
+
     @abstractmethod
     def forward(self, x: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
         """Folded tokens of several contents end to end, ``[S, C']`` or codes ``[S]``, to ``[S', D]``.
 
-        `grids` are the token grids before this call; ``S' = S`` unless `grid` says otherwise (resamplers).
+        `grids` are the folded grids; ``S'`` is the sum of their `count`.
         """

@@ -33,3 +33,13 @@ class Source(ABC):
     def held_out(self) -> Source:
         """The same kind of samples, none of which training sees. Raises `DataError` where there are none."""
         raise DataError(type(self).__name__, "this source keeps nothing apart for evaluation")
+
+    def judge(self, sample: Sample, contents: list[Any]) -> dict[str, bool]:
+        """What is right about generated contents, one per target of the sample, by name; ``right`` is the whole.
+
+        Texts are compared letter by letter. Contents that only a judge of their own could tell are left unjudged: ``{}``.
+        """
+        wanted = [s.content for s in sample.segments if s.role == "target"]
+        if not all(isinstance(content, str) for content in wanted):
+            return {}
+        return {"right": all(a == b for a, b in zip(wanted, contents, strict=True))}

@@ -71,11 +71,14 @@ def _together(
 
 
 def _branches(model: Speaker, segments: Sequence[Segment], sampling: Sampling) -> tuple[str, ...]:
+    """All guidance branches that any blank of a sample needs."""
     names = [FULL]
     for segment in segments:
-        if segment.blank and segment.modality != "*":
-            head = model.heads[writer(model.router, segment)[1]]
-            names += [n for n in guidance_branches(head, sampling) if n not in names]
+        if not segment.blank:
+            continue
+        anything = [n for n, s in model.router.model.streams.items() if s.head is not None]
+        for stream in anything if segment.modality == "*" else (writer(model.router, segment)[0],):
+            names += [n for n in guidance_branches(model, stream, sampling) if n not in names]
     return tuple(names)
 
 

@@ -80,7 +80,7 @@ def _span(
     stream, name = writer(model.router, segment)
     rule, head = model.router.rules[stream], model.heads[name]
     request = _request(model, segment, stream, head, sampling, seed)
-    names = guidance_branches(head, sampling)
+    names = guidance_branches(model, stream, sampling)
     if not begun:
         for line in lines.values():
             _mark(model, line, rule, rule.begin)
@@ -118,7 +118,7 @@ def _request(model: Speaker, segment: Segment, stream: str, head: Head, sampling
 def _guided(
     head: Head, names: Sequence[str], predictions: Sequence[Tensor], progress: float, sampling: Sampling
 ) -> Tensor:
-    if head.guidance is None or len(names) == 1:
+    if len(names) == 1:
         return predictions[0]
     return combine(head.guidance, dict(zip(names, predictions, strict=True)), progress, sampling.guidance_scale)
 

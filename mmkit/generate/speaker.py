@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mmkit.compose.recipe import Recipe
-from mmkit.contracts.head import Head
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.segment import Segment
 from mmkit.contracts.values import Feed
@@ -86,9 +85,12 @@ class Line:
 Program = Generator[Work, list[Tensor], list[tuple[str, Tensor]]]
 
 
-def guidance_branches(head: Head, sampling: Sampling) -> tuple[str, ...]:
-    """The branches a head is guided by: a head that was not trained for guidance has one."""
-    return (FULL,) if head.guidance is None else branches(head.guidance, sampling.guidance_scale)
+def guidance_branches(model: Speaker, stream: str, sampling: Sampling) -> tuple[str, ...]:
+    """The branches a span of a stream is guided by: one where its head was not trained for guidance, or it is running text."""
+    head = model.heads[model.router.model.streams[stream].head]
+    if not model.router.guided(stream):
+        return (FULL,)
+    return branches(head.guidance, sampling.guidance_scale)
 
 
 def writer(router: Router, segment: Segment) -> tuple[str, str]:

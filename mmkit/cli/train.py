@@ -1,0 +1,39 @@
+"""``mmkit train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mmkit train transfusion-tiny
+  mmkit train my.yaml train.lr=3e-4 model.backbone.type=moe --run runs/moe
+"""
+)
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME.")
+@click.option("--overwrite", is_flag=True, help="Start over a run that is there.")
+@click.option("--device", default="auto", show_default=True, help="Where to train: auto, cpu, cuda, cuda:1.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    recipe: str, overrides: tuple[str, ...], run: Path | None, overwrite: bool, device: str, quiet: bool
+) -> None:
+    """Train a RECIPE (a file, or the name of a shipped one) into a run folder.
+
+    The same command continues a run that was cut short, from its last checkpoint, to the same result.
+    """
+    from mmkit.compose import load
+    from mmkit.train import train
+
+    loaded = load(recipe, overrides)
+    run = run or Path("runs") / Path(recipe).stem
+    last = train(loaded, run, overwrite=overwrite, device=device, quiet=quiet)
+    if not quiet:
+        click.echo(f"done: {last}")
+        if loaded.model.backbone is not None:
+            click.echo(f'try:  mmkit generate {run} "a red circle" --image')

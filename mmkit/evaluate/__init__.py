@@ -1,0 +1,1 @@
+"""Judging a trained model: held-out samples, their verdicts, and how sure a share is."""

@@ -1,0 +1,127 @@
+"""One self-contained HTML page (and its JSON twin) about a run: rates, curves, drawings, answers, the parts and the mask."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from torch import Tensor
+
+from mmkit.evaluate.judging import WHOLE, Evaluation, Record
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SHOWN = 24
+FIGURES = ("tokens", "seconds", "lr", "step", "grad_norm")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of one run. `pictures` are titled SVGs; `facts` are shown as a table (name, value)."""
+
+    title: str
+    recipe: str
+    evaluation: Evaluation
+    log: Sequence[Mapping[str, float]]
+    facts: Sequence[tuple[str, str]] = ()
+    pictures: Sequence[tuple[str, str]] = ()
+    goals: Mapping[str, float] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> Path:
+        """Writes `report.html` and `report.json`; gives the page's path."""
+        (folder / "report.json").write_text(json.dumps(self.as_json(), indent=1))
+        page = folder / "report.html"
+        page.write_text(self.as_html())
+        return page
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything a machine would ask for, pictures left out."""
+        rates = self.evaluation.rates
+        return {
+            "title": self.title,
+            "facts": dict(self.facts),
+            "goals": dict(self.goals),
+            "tasks": {task: {name: rate.as_json() for name, rate in figures.items()} for task, figures in rates.items()},
+            "records": [_words(record) for record in self.evaluation.records],
+            "log": list(self.log),
+            "recipe": self.recipe,
+        }
+
+    def as_html(self) -> str:
+        """The page; everything people or models wrote is escaped."""
+        page = Environment(autoescape=True).from_string(TEMPLATE.read_text())
+        rates = self.evaluation.rates
+        shown = {task: [_view(r) for r in self.evaluation.of(task)[:SHOWN]] for task in rates}
+        names = [n for n in (self.log[0] if self.log else {}) if n not in FIGURES]
+        curves = [(name, curve([(row["step"], row[name]) for row in self.log if name in row])) for name in names]
+        return page.render(report=self, rates=rates, shown=shown, curves=curves, whole=WHOLE)
+
+
+def _words(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.sample.id,
+        "task": record.sample.task,
+        "segments": [s.content if isinstance(s.content, str) else f"<{s.modality}>" for s in record.sample.segments],
+        "generated": [c if isinstance(c, str) else "<content>" for c in record.contents],
+        "verdict": record.verdict,
+    }
+
+
+def _view(record: Record) -> dict[str, Any]:
+    """What the page shows of a record: the inputs, what was generated, and what was wanted."""
+    inputs, wanted = [], []
+    for segment in record.sample.segments:
+        (wanted if segment.role == "target" else inputs).append(_shown(segment.content))
+    return {
+        "inputs": inputs,
+        "generated": [_shown(c) for c in record.contents],
+        "wanted": [w for w in wanted if w["text"]],
+        "right": record.verdict.get(WHOLE),
+        "wrong": [name for name, right in record.verdict.items() if not right and name != WHOLE],
+    }
+
+
+def _shown(content: Any) -> dict[str, str]:
+    if isinstance(content, Tensor) and content.ndim == 3:
+        return {"picture": picture(content), "text": ""}
+    return {"picture": "", "text": content if isinstance(content, str) else ""}
+
+
+def picture(image: Tensor) -> str:
+    """A data URI of an image ``[3, H, W]`` in [0, 1]."""
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curve(points: Sequence[tuple[float, float]], width: int = 360, height: int = 140) -> str:
+    """A loss curve as SVG, its vertical axis logarithmic where all values are above 0."""
+    import math
+
+    if len(points) < 2:
+        return ""
+    positive = all(y > 0 for _, y in points)
+    values = [math.log(y) if positive else y for _, y in points]
+    low, high = min(values), max(values)
+    first, last = points[0][0], points[-1][0]
+    span, room = max(1e-9, high - low), max(1e-9, last - first)
+    path = " ".join(
+        f"{34 + (x - first) / room * (width - 42):.1f},{8 + (high - v) / span * (height - 30):.1f}"
+        for (x, _), v in zip(points, values, strict=True)
+    )
+    top, bottom = (math.exp(high), math.exp(low)) if positive else (high, low)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" width="{width}">'
+        f'<polyline fill="none" stroke="currentColor" stroke-width="1.4" points="{path}"/>'
+        f'<g font-size="9" fill="currentColor"><text x="0" y="14">{top:.3g}</text>'
+        f'<text x="0" y="{height - 22}">{bottom:.3g}</text><text x="34" y="{height - 6}">step {first:g}</text>'
+        f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{last:g}</text></g></svg>'
+    )
