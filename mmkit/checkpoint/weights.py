@@ -115,11 +115,11 @@ def _compare(module: nn.Module, found: dict[str, Tensor], alone: set[str], refer
         or found[name].is_floating_point() != expected[name].is_floating_point()
     ]
     lists = {"missing": missing, "unexpected": unexpected, "of another shape or kind": other}
-    facts = [f"\n  {len(names)} {what}: {tensors.listed(names)}" for what, names in lists.items() if names]
+    facts = [f"{len(names)} {what}: {tensors.listed(names)}" for what, names in lists.items() if names]
     if facts:
         raise CheckpointError(
-            path, f"the weights of {reference} do not fit:{';'.join(facts)}",
-            "\n  give the part the options it was trained with, or name another part after `#`; nothing was loaded",
+            path, "\n  ".join([f"the weights of {reference} do not fit, and nothing was loaded:", *facts]),
+            "give the part the options it was trained with, or name another part after `#`",
         )  # fmt: skip
 
 

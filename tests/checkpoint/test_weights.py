@@ -111,7 +111,7 @@ def test_all_that_differs_is_said_at_once_and_nothing_is_loaded(tmp_path: Path) 
     with pytest.raises(CheckpointError) as caught:
         load_part(model, str(tmp_path), "backbone")
     said = str(caught.value)
-    assert said.startswith(f"backbone: the weights of {tmp_path} do not fit:")
+    assert said.startswith(f"backbone: the weights of {tmp_path} do not fit, and nothing was loaded:")
     assert "16 missing: 2.bias, 2.weight, 3.bias" in said and "7.weight, and 4 more" in said and "8.bias" not in said
     assert "1 unexpected: extra.w" in said
     assert "0.weight (float32 [4, 5] in the checkpoint, float32 [4, 3] in the part)" in said
