@@ -89,6 +89,8 @@ def _from_part(model: Model, places: Mapping[str, Place], path: str, error: Mmki
     options = {*vars(spec.options), "type"} if spec is not None and hasattr(spec.options, "__dict__") else {"type"}
     if inside.partition(".")[0].partition("[")[0] in options:
         place = f"{place}.{inside}"
+    elif inside.startswith("streams."):
+        place = f"model.{inside}"
     return located(places, place, error.problem.fact, error.problem.remedy, error.problem.rule or "part.options")
 
 

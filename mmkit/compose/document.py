@@ -19,6 +19,8 @@ from mmkit.errors import Problem
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
+MAX_BRACKETS = 128
+"""Open brackets anywhere, text and comments included."""
 
 POISON = "\0"
 """Stands where a value was refused already (no YAML text can hold it), so that it is not refused twice."""
@@ -121,6 +123,11 @@ def _decode(data: bytes | str, file: str) -> tuple[str, Problem | None]:
 
 def _bounds(text: str, file: str) -> Iterator[Problem]:
     """One pass over the events, which the parser makes one by one without recursion: nothing large is ever built."""
+    bracket = _too_many_brackets(text)
+    if bracket >= 0:
+        at = (file, text.count("\n", 0, bracket) + 1, bracket - text.rfind("\n", 0, bracket))
+        yield Problem("", f"more than {MAX_BRACKETS} brackets are open", "flatten it", "yaml.depth", *at)
+        return
     depth = documents = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         mark = event.start_mark
@@ -146,6 +153,16 @@ def _bounds(text: str, file: str) -> Iterator[Problem]:
             yield Problem("", fact, "remove it: the schema types every value", "yaml.tag", *at)
 
 
+def _too_many_brackets(text: str) -> int:
+    """Where more brackets are open than the reader could look ahead through in time; -1 where that is nowhere."""
+    depth = 0
+    for match in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if match.group() in "[{" else max(depth - 1, 0)
+        if depth > MAX_BRACKETS:
+            return match.start()
+    return -1
+
+
 def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     if "end of stream" in (error.problem or "") and error.context_mark:
@@ -165,19 +182,16 @@ class _Builder:
         self.file = file
         self.layer = Layer()
         self.problems = problems
-        self.count = 0
-        self.open: set[int] = set()
 
     def build(self, node: yaml.Node) -> tuple[Layer | None, list[Problem]]:
-        try:
-            self.layer.tree = self._value(node, ())
-        except _TooMany:
+        if _expanded(node, {}) > MAX_VALUES:
             at = self._at(node)
             fact = f"its aliases expand to more than {MAX_VALUES} values, or to themselves"
             bomb = Problem(
                 "", fact, "write the values out, or use `extends`", "yaml.alias", at.file, at.line, at.column
             )
             return None, [*self.problems, bomb]
+        self.layer.tree = self._value(node, ())
         if not isinstance(self.layer.tree, dict):
             fact = "a recipe is a mapping with `model`, `data` and `train`"
             return None, [*self.problems, self.layer.problem((), fact, "write `model:` first", "type.wrong")]
@@ -187,19 +201,12 @@ class _Builder:
         return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
 
     def _value(self, node: yaml.Node, path: Path_) -> Tree:
-        self.count += 1
-        if self.count > MAX_VALUES or id(node) in self.open or len(path) > MAX_DEPTH:
-            raise _TooMany
         self.layer.values[path] = self._at(node)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
-        self.open.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            tree: Tree = [self._value(child, (*path, str(i))) for i, child in enumerate(node.value)]
-        else:
-            tree = self._mapping(node, path)
-        self.open.discard(id(node))
-        return tree
+            return [self._value(child, (*path, str(i))) for i, child in enumerate(node.value)]
+        return self._mapping(node, path)
 
     def _scalar(self, node: yaml.ScalarNode, path: Path_) -> str | None:
         if _UNWRITABLE.search(node.value):
@@ -247,8 +254,16 @@ class _Builder:
         self.problems.append(Problem(".".join(path), fact, remedy, rule, at.file, at.line, at.column))
 
 
-class _TooMany(Exception):
-    pass
+def _expanded(node: yaml.Node, sizes: dict[int, int], depth: int = 0) -> int:
+    """How many values a node stands for with its aliases written out; more than allowed where it holds itself."""
+    if depth > MAX_DEPTH:
+        return MAX_VALUES + 1
+    if id(node) not in sizes:
+        sizes[id(node)] = MAX_VALUES + 1
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
+        inner = (c for pair in children for c in (pair if isinstance(pair, tuple) else (pair,)))
+        sizes[id(node)] = min(1 + sum(_expanded(c, sizes, depth + 1) for c in inner), MAX_VALUES + 1)
+    return sizes[id(node)]
 
 
 def read(path: Path, shown: str) -> tuple[Layer | None, list[Problem]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
 from typing import Any
 
-from mmkit.compose.docstrings import source_of
+from mmkit.compose.docstrings import package_of, source_of
 from mmkit.contracts.options import Spec
 from mmkit.errors import PluginError
 from mmkit.registry import Entry
@@ -121,10 +121,7 @@ class _Source:
             raise _Unreadable(module) from error
         if not text:
             raise _Unreadable(module)
-        spec = importlib.util.find_spec(module)
-        assert spec is not None
-        package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
-        return _Source(module, package, dict(_bindings(tree.body)), {}, set())
+        return _Source(module, package_of(module), dict(_bindings(tree.body)), {}, set())
 
     def holder(self, name: str) -> tuple[_Source, str]:
         """The source that defines a class this module binds, itself or one it imports it from."""

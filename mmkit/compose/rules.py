@@ -316,8 +316,7 @@ def _stream_level(case: Case) -> Iterator[Finding]:
 def _stream_marks(case: Case) -> Iterator[Finding]:
     for name, stream in case.streams.items():
         modality = case.parts.modalities.get(stream.modality)
-        head = case.parts.heads.get(stream.head or "")
-        if modality is not None and head is not None and modality.open and head.shift == -1 and not stream.marks:
+        if modality is not None and modality.open and stream.head is not None and not stream.marks:
             fact = f"the length of {stream.modality} is open, and only its end mark can end it"
             yield Finding(f"model.streams.{name}.marks", fact, "leave `marks` out")
 

@@ -1,0 +1,94 @@
+"""Parts for tests of how options are read: importing this module imports torch, reading its options must not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from mmkit.contracts.options import Count, Spec, part
+from mmkit.errors import ContractError
+
+LIMIT = 2 * 8
+Mode = Literal["fast", "slow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """An option that is a mapping.
+
+    Options:
+        rate: how fast.
+    """
+
+    rate: float = math.pi
+    mode: Mode = "fast"
+
+
+class Whole(torch.nn.Module):
+    """A part with options of every shape.
+
+    More is said further down.
+    """
+
+    modalities = ("text", "sound")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options of `whole`.
+
+        Options:
+            size: how large,
+                in two lines.
+            low, high: bounds.
+            router: how tokens are routed.
+        """
+
+        size: Count
+        low: float = 0.0
+        high: "float | None" = None
+        inner: Inner | None = None
+        many: dict[str, Inner] = field(default_factory=dict)
+        pairs: tuple[tuple[str, int], ...] = ()
+        router: Spec = part("router", default="top_k")
+        extra: Spec | None = part("router", default=None)
+
+        def __post_init__(self) -> None:
+            if self.size > LIMIT:
+                raise ContractError("size", f"{self.size} is more than {LIMIT}", "make it smaller", rule="head.width")
+
+    def __init__(self, config: Config, *args: Any) -> None:
+        super().__init__()
+        assert isinstance(config, Whole.Config)
+        assert config.inner is None or isinstance(config.inner, Inner)
+        self.weight = torch.nn.Parameter(torch.randn(config.size))
+
+    @staticmethod
+    def default_weights(config: Config) -> str | None:
+        """Only of even sizes."""
+        return f"hf://stand/in-{config.size}" if config.size % 2 == 0 else None
+
+    @staticmethod
+    def checkpoint_options(folder: Any) -> dict[str, str]:
+        """What a checkpoint says of itself."""
+        return {"size": (folder / "size.txt").read_text().strip(), "low": "0.5"}
+
+
+def _made() -> type:
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        width: int = torch.ones(3).shape[0]
+
+    return Config
+
+
+class Late:
+    """Its options are made by code, so they can only be had by importing it."""
+
+    Config = _made()
+
+
+class Bare:
+    """A part without options of its own is a mistake of its author."""
