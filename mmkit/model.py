@@ -363,12 +363,10 @@ def load(path: str | Path, *, step: int | None = None, device: str | torch.devic
     """
     checkpoint = open_run(Path(path), step)
     recipe = load_recipe(checkpoint.path / "recipe.yaml")
-    with torch.device("meta"):
-        model = UnifiedModel(recipe)
-    model = model.to_empty(device=device)
-    model.load_state_dict(checkpoint.ema() or checkpoint.model())
+    model = UnifiedModel(recipe)
+    model.load_state_dict(checkpoint.weights())
     model.sizes = {name: tuple(size) for name, size in checkpoint.trainer.get("sizes", {}).items()}
-    return model.eval()
+    return model.to(device).eval()
 
 
 def load_weights(model: UnifiedModel) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmkit import checkpoint
 from mmkit.compose import check, render
 from mmkit.compose.recipe import Recipe, Train
+from mmkit.contracts.part import Part
 from mmkit.contracts.tokenizer import Tokenizer
 from mmkit.data.mixture import Mixture
 from mmkit.errors import CheckpointError, DataError, MmkitError
@@ -70,7 +71,7 @@ def _claim(run: Path, recipe: Recipe, overwrite: bool) -> None:
             str(run), f"this folder holds a run of another recipe ({differing or 'of another length'})",
             "name another folder with --run, or start it over with --overwrite",
         )  # fmt: skip
-    kept.write_text(render(recipe))
+    checkpoint.write_text(kept, render(recipe))
 
 
 def _objective(
@@ -245,6 +246,10 @@ class _Loop:
             self._refuse([s.id for s in samples], {"gradient norm": (float(norm), 1.0)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for module in self.objective.modules().values():
+            for part in module.modules():
+                if isinstance(part, Part):
+                    part.after_step()
         self._average()
         figures = {name: value / max(weight, 1e-12) for name, (value, weight) in totals.items()}
         seconds = time.perf_counter() - started
@@ -333,7 +338,7 @@ class _Loop:
         }
         return checkpoint.write(
             self.run, self.step, model=self.state(), ema=self.ema,
-            optimizer=checkpoint.flatten_optimizer(self.optimizer, self.trained), trainer=trainer,
+            optimizer=checkpoint.flatten_optimizer(self.optimizer, self.trained.items()), trainer=trainer,
             recipe=render(self.recipe), keep=self.options.keep,
         )  # fmt: skip
 
@@ -343,9 +348,9 @@ class _Loop:
             return
         kept = checkpoint.read(path)
         self._load(kept.model())
-        checkpoint.restore_optimizer(self.optimizer, self.trained, kept.optimizer())
+        checkpoint.restore_optimizer(self.optimizer, self.trained.items(), kept.optimizer())
         if self.ema is not None:
-            self.ema = kept.ema()
+            self.ema = {name: value.to(self.device) for name, value in (kept.ema() or {}).items()}
         checkpoint.restore_random(kept.trainer["rng"])
         self.step = kept.step
         self._trim_log()
@@ -356,7 +361,7 @@ class _Loop:
         """Log lines past the checkpoint will be written again."""
         if self.log_path.is_file():
             lines = [line for line in self.log_path.read_text().splitlines() if _step_of(line) <= self.step]
-            self.log_path.write_text("".join(f"{line}\n" for line in lines))
+            checkpoint.write_text(self.log_path, "".join(f"{line}\n" for line in lines))
 
     def _log(self, figures: Mapping[str, float]) -> None:
         with self.log_path.open("a") as file:

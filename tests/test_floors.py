@@ -21,8 +21,8 @@ FLOORS = (
     ("generate",),
     ("model",),
     ("objectives", "samples", "progress"),
-    ("train", "evaluate"),
-    ("demo", "explain"),
+    ("train", "evaluate", "explain"),
+    ("demo",),
     ("cli",),
     ("__main__",),
 )

@@ -18,3 +18,6 @@ class Part(nn.Module, ABC):
 
     Config: ClassVar[Any]
     """The keyword-only frozen dataclass of this part's options."""
+
+    def after_step(self) -> None:
+        """Called once after each optimizer step, on every rank: what balances itself by counting does so here."""
