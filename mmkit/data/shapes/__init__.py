@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from mmkit.contracts.options import Count, Fraction, Size
 from mmkit.contracts.segment import Sample, Segment
 from mmkit.contracts.source import Source
+from mmkit.data.records import apart
 from mmkit.data.shapes import language, verify
 from mmkit.data.shapes.drawing import draw
 from mmkit.data.shapes.world import Scene, Standing, World
@@ -106,8 +106,7 @@ class Shapes(Source):
         """True where a composition, in reading order, is held out."""
         if len(composition) < min(2, self.config.max_objects):
             return False
-        digest = hashlib.blake2b(language.caption(composition).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") < self.config.held_out * 2**64
+        return apart(language.caption(composition), self.config.held_out)
 
     def scene(self, rng: random.Random) -> Scene:
         """A random scene of this source's side: training, or held out."""
