@@ -86,8 +86,9 @@ def _objective(
         for name, tokenizer in model.tokenizers.items():
             if recipe.model.tokenizers[name].weights is None and tokenizer.port.trained_by_reconstruction:
                 _pretrain(recipe, run, name, tokenizer, device, quiet)
-            _fit(tokenizer, mixture)
+        fit_tokenizers(model.tokenizers, mixture)
     model.sizes = mixture.sizes()
+    model.backbone.recompute = recipe.train.recompute
     return Joint(model.to(device)), model
 
 
@@ -122,11 +123,11 @@ def _pretrain(recipe: Recipe, run: Path, name: str, tokenizer: nn.Module, device
     checkpoint.load_part(tokenizer, f"{folder}#tokenizers.{name}", f"tokenizers.{name}")
 
 
-def _fit(tokenizer: Tokenizer, mixture: Mixture) -> None:
-    if tokenizer.fitted:
-        return
-    modality = tokenizer.port.modality
-    tokenizer.fit(_contents(mixture, modality))
+def fit_tokenizers(tokenizers: Mapping[str, nn.Module] | nn.ModuleDict, mixture: Mixture) -> None:
+    """Lets every tokenizer that must still see data (an untrained sentencepiece, latent statistics) learn from it."""
+    for tokenizer in tokenizers.values():
+        if not tokenizer.fitted:
+            tokenizer.fit(_contents(mixture, tokenizer.port.modality))
 
 
 def _contents(mixture: Mixture, modality: str) -> Iterator[Any]:
@@ -312,7 +313,7 @@ class _Loop:
         for module in self.objective.modules().values():
             if isinstance(module, Tokenizer):
                 module.eval()
-                _fit(module, self.mixture)
+                fit_tokenizers({"": module}, self.mixture)
         if self.ema is not None:
             for name, value in self.state().items():
                 if name not in self.named:
