@@ -163,7 +163,9 @@ def test_a_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("transfusion", "model.heads.paint.steps=5")
     reads: list[int] = []
     forward = model.backbone.forward
-    monkeypatch.setattr(model.backbone, "forward", lambda packed, cache: reads.append(len(packed.x_TD)) or forward(packed, cache))
+    monkeypatch.setattr(
+        model.backbone, "forward", lambda packed, cache: reads.append(len(packed.x_TD)) or forward(packed, cache)
+    )
     model.generate(["a prompt of some length", mmkit.Image()], Sampling(guidance_scale=1.0))
     assert reads[1:] == [9] * 5
     assert reads[0] > 20

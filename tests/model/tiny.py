@@ -32,7 +32,7 @@ KINDS = {
     },
     "hidden": {
         "pixels": PIXEL,
-        "encoders": "{eye: {type: patch, size: 8}}",
+        "encoders": "{eye: {type: patch, patch: 8}}",
         "heads": "{say: {type: ar}, paint: {type: flow, steps: 3, time: token}}",
         "streams": "    seen: {modality: image, from: eye, attend: block, position: shared}\n"
         "    drawn: {modality: image, from: pixels, attend: block, head: paint, noised: hidden}\n"
@@ -56,7 +56,7 @@ KINDS = {
     },
     "janus": {
         "pixels": FSQ.replace("{type", "{connector: {type: mlp}, type"),
-        "encoders": "{eye: {type: patch, size: 8, connector: {type: mlp, merge: 1}}}",
+        "encoders": "{eye: {type: patch, patch: 8, connector: {type: mlp, merge: 1}}}",
         "backbone": "{type: mot, depth: 2, dim: 32, num_heads: 4, towers: {understand: [text, seen], draw: [drawn]}}",
         "heads": "{say: {type: ar, tied: true}, paint: {type: ar, depth: 2}}",
         "streams": "    seen: {modality: image, from: eye}\n    drawn: {modality: image, from: pixels, head: paint}",
