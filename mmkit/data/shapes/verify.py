@@ -85,8 +85,9 @@ class Reading:
 class Verdict:
     """Whether a drawing shows what was asked; `right` only where all else is.
 
-    `objects`: the shapes are those asked for; `colors`: and each has its colour; `relations`: they stand as asked; `count`:
-    there are as many, and nothing else is in the picture. `read` says what was seen.
+    `objects`: the shapes are those asked for; `colors`: and each has its colour; `relations`: they stand as asked (never,
+    where a shape or colour they are named by is wrong); `count`: there are as many, and nothing else is in the picture.
+    `read` says what was seen.
     """
 
     objects: bool
@@ -165,7 +166,7 @@ class Reader:
         free_HW = own_HW | ~_grow((label_HW[patch] > 0) & ~own_HW)
         offset_CHW = (image_CHW[:, patch[0], patch[1]] - background[:, None, None]) * free_HW
         core_C = _core(offset_CHW, own_HW)
-        cover_HW = np.tensordot(core_C, offset_CHW, 1) / (core_C @ core_C)
+        cover_HW = np.tensordot(core_C, offset_CHW, 1) / max(core_C @ core_C, 1e-6)
         place = _Place.of(cover_HW, own_HW, patch)
         smooth_HW = _smooth(cover_HW)
         fits = [f for s in self.shapes if (f := _fit(s, place, smooth_HW, free_HW, patch))]
