@@ -91,6 +91,7 @@ class UnifiedModel(nn.Module):
             head.tie(tables)
 
     def _freeze(self) -> None:
+        self.tokenizers.requires_grad_(False)  # nothing trains one through a head: see `encode`
         for path, module in self.parts().items():
             if self.specs()[path].frozen:
                 module.requires_grad_(False)

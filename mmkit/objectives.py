@@ -85,9 +85,8 @@ class Joint:
 class Reconstruct:
     """A tokenizer's contents in and out again: pixel losses, its own terms, and optional perceptual and adversarial ones."""
 
-    def __init__(self, recipe: Recipe, tokenizers: nn.ModuleDict, modality: str, perceptual: Any = None) -> None:
+    def __init__(self, recipe: Recipe, tokenizers: nn.ModuleDict, perceptual: Any = None) -> None:
         self.tokenizers = tokenizers
-        self.modality = modality
         self.weights = recipe.train.reconstruction
         self.perceptual = perceptual
         self.seed = recipe.train.seed
@@ -99,14 +98,14 @@ class Reconstruct:
         return found if self.discriminator is None else {**found, "discriminator": self.discriminator}
 
     def shares(self, samples: Sequence[Sample], step: int) -> Iterator[Share]:
-        """One share: every tokenizer reconstructs every content of its modality."""
-        contents = [s.content for sample in samples for s in sample.segments if s.modality == self.modality]
-        if not contents:
-            raise DataError(f"step {step}", f"none of its {len(samples)} samples has {self.modality} content",
-                            "name a data source that has")  # fmt: skip
-        terms, figures = [], {}
+        """One share: every tokenizer that reconstruction trains reconstructs every content of its modality."""
+        terms, figures, size = [], {}, 0
         torch.manual_seed(derive(self.seed, step, "reconstruct"))
         for name, tokenizer in self.tokenizers.items():
+            if not tokenizer.port.trained_by_reconstruction:
+                continue
+            contents = self._contents(samples, tokenizer, step)
+            size += sum(content.numel() for content in contents)
             result = tokenizer.reconstruct(contents)
             for key, (value, weight) in self._terms(tokenizer, contents, result.contents, step).items():
                 terms.append(value * weight)
@@ -115,8 +114,16 @@ class Reconstruct:
                 terms.append(value)
                 figures[f"{name}.{key}"] = (float(value.detach()), 1.0)
             figures.update({f"{name}.{key}": (float(value), 1.0) for key, value in result.figures.items()})
-        pixels = sum(c.numel() for c in contents)
-        yield Share(torch.stack(terms).sum(), figures, pixels, tuple(s.id for s in samples))
+        yield Share(torch.stack(terms).sum(), figures, size, tuple(s.id for s in samples))
+
+    def _contents(self, samples: Sequence[Sample], tokenizer: nn.Module, step: int) -> list[Tensor]:
+        """What a tokenizer is shown, on its device."""
+        modality, device = tokenizer.port.modality, next(tokenizer.parameters()).device
+        contents = [s.content.to(device) for sample in samples for s in sample.segments if s.modality == modality]
+        if not contents:
+            raise DataError(f"step {step}", f"none of its {len(samples)} samples has {modality} content",
+                            "name a data source that has")  # fmt: skip
+        return contents
 
     def _terms(
         self, tokenizer: nn.Module, contents: Sequence[Tensor], outputs: Sequence[Tensor], step: int

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmkit import checkpoint
 from mmkit.compose import check, render
 from mmkit.compose.recipe import Recipe, Train
+from mmkit.compose.wiring import seeded
 from mmkit.contracts.part import Part
 from mmkit.contracts.tokenizer import Tokenizer
 from mmkit.data.mixture import Mixture
@@ -60,7 +61,7 @@ def _claim(run: Path, recipe: Recipe, overwrite: bool) -> None:
     if overwrite:
         for name in ("checkpoints", "samples", "tokenizers"):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("log.jsonl", "recipe.yaml"):
+        for name in ("log.jsonl", "recipe.yaml", "not-a-number.json"):
             (run / name).unlink(missing_ok=True)
     if kept.is_file() and kept.read_text() != render(recipe):
         theirs, ours = kept.read_text().splitlines(), render(recipe).splitlines()
@@ -93,12 +94,15 @@ def _objective(
 
 
 def _reconstruction(recipe: Recipe, device: torch.device) -> Reconstruct:
-    tokenizers = nn.ModuleDict({name: spec.build() for name, spec in recipe.model.tokenizers.items()})
-    modality = next(iter(tokenizers.values())).port.modality
-    for path, spec in recipe.model.specs().items():
+    tokenizers = nn.ModuleDict()
+    for name, spec in recipe.model.tokenizers.items():
+        with seeded(recipe.train.seed, f"tokenizers.{name}"):
+            tokenizers[name] = spec.build()
         if spec.weights:
-            checkpoint.load_part(tokenizers[spec.path.split(".")[1]], spec.weights, path)
-    objective = Reconstruct(recipe, tokenizers.to(device), modality)
+            checkpoint.load_part(tokenizers[name], spec.weights, f"tokenizers.{name}")
+        tokenizers[name].requires_grad_(not spec.frozen)
+    with seeded(recipe.train.seed, "discriminator"):
+        objective = Reconstruct(recipe, tokenizers)
     for module in objective.modules().values():
         module.to(device)
     return objective
@@ -132,8 +136,8 @@ def fit_tokenizers(tokenizers: Mapping[str, nn.Module] | nn.ModuleDict, mixture:
 
 def _contents(mixture: Mixture, modality: str) -> Iterator[Any]:
     """Contents of one modality from the first samples, in training's own order."""
-    for sample in mixture.draw(0, FIT_SAMPLES):
-        yield from (s.content for s in sample.segments if s.modality == modality)
+    for place in mixture.places(0, FIT_SAMPLES):
+        yield from (s.content for s in mixture.load(place).segments if s.modality == modality)
 
 
 class _Loop:
@@ -162,7 +166,9 @@ class _Loop:
     def _optimizer(self) -> torch.optim.AdamW:
         """AdamW; matrices decay, what scales or shifts does not. Each part's learning rate is scaled by its `lr_scale`."""
         if not self.trained:
-            raise TrainError("train", "nothing is trained: every part is frozen", "unfreeze one")
+            raise TrainError(
+                "train", "nothing is trained: every part is frozen, or has nothing to learn", "unfreeze one"
+            )
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.trained.items():
             decay = self.options.weight_decay if parameter.ndim >= 2 and not name.startswith("marks") else 0.0
@@ -346,6 +352,7 @@ class _Loop:
     def _resume(self) -> None:
         path = checkpoint.latest(self.run)
         if path is None:
+            self._trim_log()
             return
         kept = checkpoint.read(path)
         self._load(kept.model())

@@ -1,0 +1,40 @@
+"""Short runs, and what they left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmkit.train import _Loop
+
+MEASURED = ("seconds",)
+"""Figures of a log line that are not the same twice."""
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The log of a run, without what only a clock decides."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
+
+
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """The hash of each file of tensors of a checkpoint, and of the trainer's state."""
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    return {name: file["sha256"] for name, file in files.items() if name != "recipe.yaml"}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, run: Path, step: int, number: int = signal.SIGINT) -> None:
+    """Sends this process a signal in the middle of a step (counted from 1) of a run, as Ctrl-C would."""
+    original = _Loop._train_step
+
+    def interrupted(loop: _Loop) -> dict[str, float]:
+        if loop.run == run and loop.step + 1 == step:
+            os.kill(os.getpid(), number)
+        return original(loop)
+
+    monkeypatch.setattr(_Loop, "_train_step", interrupted)
