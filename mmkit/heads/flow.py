@@ -26,8 +26,7 @@ from mmkit.contracts.head import Head
 from mmkit.contracts.options import Count, Guidance, Positive
 from mmkit.contracts.port import Needs, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
-from mmkit.errors import ContractError
-from mmkit.nn.projection import Projection
+from mmkit.nn.latents import latent_output, latent_width, spread, timed_feed
 from mmkit.nn.timestep import TimestepEmbedding
 
 LEAST_TIME = 0.05
@@ -119,17 +118,13 @@ class Flow(Head[FlowState]):
         """Raises `ContractError` on streams without latents, of open length, or of different widths."""
         super().__init__(config, targets, marks, dim)
         assert marks == 0, "marks are codes, and a flow head has none"
-        if config.depth == 1 and config.dim is not None:
-            raise ContractError(
-                "dim", "it is the width between layers, and depth is 1", "set depth to 2 or more, or leave `dim` out"
-            )
         self.config = config
         self.leads = int(config.time == "token")
         self.conditions = config.time == "adaln"
         self.guidance = config.guidance
-        self.channels = _channels(targets)
+        self.channels = latent_width(targets)
         self.time = TimestepEmbedding(dim, scale=config.time_scale) if config.time != "none" else None
-        self.output = Projection(dim, self.channels, depth=config.depth, width=config.dim)
+        self.output = latent_output(dim, self.channels, config.depth, config.dim)
 
     def prepare(self, targets: Targets) -> Prepared:
         """Noises every span at a time of its own. Level: the time."""
@@ -137,7 +132,7 @@ class Flow(Head[FlowState]):
         drawn = [self._draw(n, g) for n, g in zip(targets.lengths, targets.generators, strict=True)]
         t_N = shifted(torch.tensor([t for t, _ in drawn]), self.config.shift).to(device)
         noise_SC = torch.cat([torch.zeros(0, self.channels), *(noise for _, noise in drawn)]).to(device)
-        level_S = _spread(t_N, targets.lengths)
+        level_S = spread(t_N, targets.lengths)
         clean_SC = targets.tokens.float()
         x_SC = (1 - level_S[:, None]) * clean_SC + level_S[:, None] * noise_SC
         target_SC = clean_SC if self.config.predict == "clean" else noise_SC - clean_SC
@@ -153,13 +148,8 @@ class Flow(Head[FlowState]):
         return t.item(), torch.randn(count, self.channels, generator=generator)
 
     def _fed(self, x_SC: Tensor, t_N: Tensor, lengths: Sequence[int]) -> Feed:
-        if self.time is None:
-            return Feed(x_SC)
-        time_ND = self.time(t_N)
-        if self.config.time == "token":
-            return Feed(x_SC, lead_ND=time_ND)
-        time_SD = _spread(time_ND, lengths)
-        return Feed(x_SC, condition_SD=time_SD) if self.config.time == "adaln" else Feed(x_SC, add_SD=time_SD)
+        time_ND = None if self.time is None else self.time(t_N)
+        return timed_feed(x_SC, time_ND, self.config.time, lengths)
 
     def predict(self, hidden_SD: Tensor) -> Tensor:
         """Hidden states to velocities or, with ``predict: clean``, to latents: ``[S, C]``."""
@@ -205,31 +195,3 @@ class Flow(Head[FlowState]):
     def finish(self, state: FlowState) -> Tensor:
         """Latents ``[*grid, C]`` in the request's dtype."""
         return state.x_SC.reshape(*state.request.grid, self.channels).to(state.request.dtype)
-
-
-def _channels(targets: Sequence[TargetPort]) -> int:
-    """The width of all targets' latents. Raises `ContractError` where they are not latents, differ, or have no fixed length."""
-    for target in targets:
-        place = f"streams.{target.stream}"
-        if target.port.space != "latents":
-            raise ContractError(
-                place, f"a flow head predicts latents, and the stream carries {target.port}",
-                "take a tokenizer that gives latents (kl_vae, pixel), or a head for codes such as ar", rule="head.space",
-            )  # fmt: skip
-        if target.open:
-            raise ContractError(
-                place, "a flow head fills a grid, and the length of this stream is open",
-                "take a tokenizer with a fixed number of latents, or head `ar`", rule="head.open",
-            )  # fmt: skip
-        if target.port.width != targets[0].port.width:
-            raise ContractError(
-                place, f"its latents are {target.port.width} wide, and those of {targets[0].stream} {targets[0].port.width}",
-                "give each width a head of its own", rule="head.width",
-            )  # fmt: skip
-    return targets[0].port.width
-
-
-def _spread(x_N: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Repeats each span's value over its tokens: ``[N, ...]`` to ``[S, ...]``."""
-    counts = torch.tensor(lengths, dtype=torch.long, device=x_N.device)
-    return x_N.repeat_interleave(counts, dim=0, output_size=sum(lengths))
