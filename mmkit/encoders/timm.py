@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -80,7 +80,7 @@ class Timm(Encoder):
             self.model.get_parameter(name).requires_grad_(False)
 
     @staticmethod
-    def default_weights(config: Config) -> str:
+    def default_weights(config: Any) -> str:  # read from the source without importing timm, where Config is unknown
         """Where timm publishes the weights of a tagged name."""
         return f"hf://timm/{config.name}"
 
@@ -169,16 +169,17 @@ class Timm(Encoder):
         step = self.anatomy.step
         patches = [fold_grid(image.permute(1, 2, 0), step) for image in images]
         grids = [tuple(p.shape[:2]) for p in patches]
-        counts = torch.tensor([math.prod(grid) for grid in grids], device=images[0].device)
-        coordinates = [torch.cartesian_prod(*(torch.arange(n, device=counts.device) for n in grid)) for grid in grids]
-        valid = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+        counts = [math.prod(grid) for grid in grids]
+        device = images[0].device
+        coordinates = [torch.cartesian_prod(*(torch.arange(n, device=device) for n in grid)) for grid in grids]
+        valid = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
         batch = {
             "patches": nn.utils.rnn.pad_sequence([p.flatten(0, 1) for p in patches], batch_first=True),
             "patch_coord": nn.utils.rnn.pad_sequence(coordinates, batch_first=True),
-            "patch_valid": None if bool(valid.all()) else valid,
+            "patch_valid": valid if len(set(counts)) > 1 else None,
         }
         features = self.anatomy.reading.packed(self.model, batch)
-        return [y[: math.prod(grid)].unflatten(0, grid) for y, grid in zip(features, grids, strict=True)]
+        return [y[:n].unflatten(0, grid) for y, n, grid in zip(features, counts, grids, strict=True)]
 
 
 @dataclass(frozen=True)
