@@ -6,6 +6,7 @@ Shape suffixes: T tokens, D backbone width, V vocabulary, A assignments of token
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ def _any_expert(backbone: nn.Module) -> Iterator[None]:
     """Inside, every assignment goes to the first expert: which one it is depends on data, what it costs does not."""
     pools = [m for m in backbone.modules() if isinstance(m, Experts)]
     for pool in pools:
-        pool.forward = functools.partial(_through_first, pool)  # type: ignore[method-assign]
+        pool.forward = functools.partial(_through_first, pool, _real(pool.router))  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -194,9 +195,20 @@ def _any_expert(backbone: nn.Module) -> Iterator[None]:
             del pool.forward
 
 
-def _through_first(pool: Experts, x_TD: Tensor) -> tuple[Tensor, Report]:
-    choice = pool.router(F.linear(x_TD.float(), pool.gate.weight.float()))
+def _real(router: nn.Module) -> nn.Module:
+    """A copy of a router with zeros for weights, on the CPU: it must really choose, for a choice has no shape before."""
+    copied = copy.deepcopy(router).to_empty(device="cpu")
+    with torch.no_grad():
+        for x in [*copied.parameters(), *copied.buffers()]:
+            x.zero_()
+    return copied
+
+
+def _through_first(pool: Experts, router: nn.Module, x_TD: Tensor) -> tuple[Tensor, Report]:
+    with torch.no_grad():
+        choice = router(torch.zeros(len(x_TD), pool.experts))
+    weight_T1 = F.linear(x_TD.float(), pool.gate.weight.float())[:, :1]
     x_AD = x_TD.index_select(0, choice.token_A)
     y_AD = F.linear(activate(pool.activation, F.linear(x_AD, pool.up[0])), pool.down[0])
-    y_TD = torch.zeros_like(x_TD).index_add(0, choice.token_A, y_AD * choice.weight_A[:, None])
-    return y_TD, Report({}, torch.zeros(pool.experts))
+    y_AD = y_AD * weight_T1.index_select(0, choice.token_A)
+    return torch.zeros_like(x_TD).index_add(0, choice.token_A, y_AD), Report({}, torch.zeros(pool.experts))

@@ -136,8 +136,7 @@ def _notes(model: UnifiedModel) -> list[str]:
     notes = ["FLOPs are those of the backbone and the heads; encoders, tokenizers and connectors are not counted"]
     notes.append("FLOPs of attention count the whole square of tokens, whatever the mask hides")
     if any(p.requires_grad for p in model.tokenizers.parameters()):
-        notes.append("a tokenizer gets no gradient through a head: beside a backbone it stays as it is unless it is "
-                     "trained by a recipe of its own")  # fmt: skip
+        notes.append("tokenizers get no gradient through a head: beside a backbone they stay as they are")
     return notes
 
 

@@ -10,7 +10,7 @@ from mmkit.sequence.picture import svg_picture, text_picture
 
 def mask_picture(model: UnifiedModel, source: Source) -> str:
     """The mask of a source's first sample as SVG. Text is counted where its tokenizer is not fitted yet."""
-    return svg_mask(model, laid_out(model, source.sample(0, model.recipe.train.seed), model.tokenizers))
+    return svg_mask(model, laid_out(model, source.sample(0, model.recipe.train.seed), dict(model.tokenizers.items())))
 
 
 def svg_mask(model: UnifiedModel, example: Example) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,10 @@ FOLDERS = ("tokenizers", "encoders", "connectors", "heads")
 
 @dataclass(frozen=True)
 class PartFacts:
-    """One part: its path, registered name, what it gives, and its parameters. `weights` names a checkpoint."""
+    """One part: its path, registered name, what it gives, and its parameters. `weights` names a checkpoint.
+
+    `trained` counts what gets gradients: nothing in a frozen part, nor in a tokenizer beside a backbone.
+    """
 
     path: str
     type: str
@@ -91,11 +95,12 @@ def _part(model: UnifiedModel, path: str, part: nn.Module) -> PartFacts:
     dim = model.backbone.dim
     gives = {"backbone": f"hidden states ({dim} wide)"}.get(path)
     if path.startswith("connectors."):
-        gives = f"{dim} wide, from {part.port}"
+        gives = f"{dim} wide"
     elif path.startswith("heads."):
         size = getattr(part.vocabulary, "size", None)
         gives = f"logits ({size})" if size is not None else "vectors"
-    return _facts(path, type_of(model, path), gives or str(part.port), part, model.specs().get(path))
+    facts = _facts(path, type_of(model, path), gives or str(part.port), part, model.specs().get(path))
+    return dataclasses.replace(facts, trained=0) if path.startswith("tokenizers.") else facts
 
 
 def _facts(path: str, name: str, gives: str, part: nn.Module, spec: Any) -> PartFacts:
