@@ -274,3 +274,20 @@ def test_the_command(tmp_path) -> None:
     said = CliRunner().invoke(main, ["explain", str(path), "model.backbone.type=dens"])
     assert said.exit_code != 0
     assert "dense" in said.output and "Traceback" not in said.output
+
+
+def test_recomputing_keeps_less() -> None:
+    def activations(*overrides: str) -> int:
+        rows = explain(loads(text(), overrides)).training_memory
+        return next(row.bytes for row in rows if row.what == "activations")
+
+    assert activations("train.recompute=true", "model.backbone.depth=4") < activations("model.backbone.depth=4")
+
+
+def test_a_recipe_of_tokenizers_alone_tells_its_parts(tmp_path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {{tokenizers: {{pixels: {FSQ}}}}}\n{DATA}\n")
+    said = CliRunner().invoke(main, ["explain", str(path)])
+    assert said.exit_code == 0, said.output
+    assert "tokenizers.pixels" in said.output and "by reconstruction" in said.output
+    assert CliRunner().invoke(main, ["explain", str(path), "--mask"]).exit_code == 1
