@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -96,16 +97,19 @@ def _open(queries: Visibility, keys: Visibility) -> np.ndarray:
 def _flex(queries: Visibility, keys: Visibility, device: torch.device, blind_Q: Tensor | None) -> Flex:
     from torch.nn.attention.flex_attention import create_block_mask  # slow to import, and rarely wanted
 
-    def tensors(v: Visibility) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(torch.from_numpy(x).to(device) for x in (v.doc, v.rank, v.hidden))  # type: ignore[return-value]
-
-    q_doc, q_rank, _ = tensors(queries)
-    k_doc, k_rank, k_hidden = tensors(keys)
-
-    def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(q_doc[q], q_rank[q], k_doc[k], k_rank[k], k_hidden[k])
-
     block_mask = create_block_mask(
-        mask_mod, None, None, len(queries), len(keys), device=device, _compile=device.type == "cuda"
+        mask_mod(queries, keys, device), None, None, len(queries), len(keys),
+        device=device, _compile=device.type == "cuda",
     )  # fmt: skip
     return Flex(block_mask, blind_Q)
+
+
+def mask_mod(queries: Visibility, keys: Visibility, device: torch.device) -> Callable[..., Tensor]:
+    """The rule as FlexAttention asks for it: ``(batch, head, query, key)`` indices to whether the query sees the key."""
+    q_doc, q_rank = (torch.from_numpy(x).to(device) for x in (queries.doc, queries.rank))
+    k_doc, k_rank, k_hidden = (torch.from_numpy(x).to(device) for x in (keys.doc, keys.rank, keys.hidden))
+
+    def allowed(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(q_doc[q], q_rank[q], k_doc[k], k_rank[k], k_hidden[k])
+
+    return allowed

@@ -123,6 +123,8 @@ def _layout_strips(layout: Layout, labels: Sequence[str]) -> list[Strip]:
         name += ", noised" if span.noised else ", target" if span.target else ""
         for i in range(span.start - span.lead, span.stop):
             tokens[i], part[i] = (name, span.doc, span.stream), number
+    for number, mark in enumerate(layout.marks):
+        part[mark.place] = -2 - number
     return _strips(tokens, part)
 
 

@@ -23,7 +23,7 @@ def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Plan, *, scale: fl
     plan, keys and values are what `KVCache.write` gave back. `scale` defaults to ``H ** -0.5``.
     """
     device = q_TNH.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q_TNH, k_SKH, v_SKH = q_TNH.to(dtype), k_SKH.to(dtype), v_SKH.to(dtype)
     if not k_SKH.numel():
