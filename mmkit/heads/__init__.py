@@ -4,6 +4,7 @@ from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
     "ar": "mmkit.heads.ar:AR",
+    "diffusion": "mmkit.heads.diffusion:Diffusion",
     "flow": "mmkit.heads.flow:Flow",
     "masked": "mmkit.heads.masked:Masked",
 }
