@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def examine(
     if made.layer is None:
         return None, _ordered(made.problems)
     places = places_of(made.layer)
-    case = Case(made.model, made.data, made.train, known)
+    case = Case(made.model, made.data, made.train, known, made.lost)
     problems = [*made.problems, *_apply(BY_NAME, case, places)]
     if all(p.rule in ABSENT for p in made.problems):
         problems += _by_port(case, places)
@@ -78,7 +79,7 @@ def _by_port(case: Case, places: Mapping[str, Place]) -> list[Problem]:
 
     with torch.device("meta"):
         wired = Wiring(case.model, None, case.registry, report, tolerant=True).wired()
-    built = Case(case.model, case.data, case.train, case.registry, wired)
+    built = dataclasses.replace(case, wired=wired)
     return [*problems, *_apply(BY_PORT, built, places)]
 
 

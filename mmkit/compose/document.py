@@ -7,7 +7,6 @@ aliases are expanded) before anything is made of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mmkit.errors import Problem
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
-MAX_VALUES = 20_000
+MAX_VALUES = 10_000
 MAX_BRACKETS = 128
 """Open brackets anywhere, text and comments included."""
 
@@ -87,16 +86,20 @@ def parse(data: bytes | str, file: str) -> tuple[Layer | None, list[Problem]]:
     text, problem = _decode(data, file)
     if problem:
         return None, [problem]
+    bracket = _too_many_brackets(text)
+    if bracket >= 0:
+        at = (file, text.count("\n", 0, bracket) + 1, bracket - text.rfind("\n", 0, bracket))
+        return None, [Problem("", f"more than {MAX_BRACKETS} brackets are open", "flatten it", "yaml.depth", *at)]
+    loader = _Loader(text, file)
     try:
-        problems = list(_bounds(text, file))
-        if any(p.rule not in ("yaml.tag",) for p in problems):
-            return None, problems
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = loader.get_single_node()
+    except _Refused as refused:
+        return None, [*loader.problems, refused.problem]
     except yaml.MarkedYAMLError as error:
-        return None, [_syntax(error, text, file)]
+        return None, [*loader.problems, _syntax(error, file)]
     if node is None:
         return None, [Problem("", "the recipe is empty", "write at least `model:`", "yaml.empty", file, 1, 1)]
-    return _Builder(file, problems).build(node)
+    return _Builder(file, loader.problems).build(node)
 
 
 def _decode(data: bytes | str, file: str) -> tuple[str, Problem | None]:
@@ -121,36 +124,40 @@ def _decode(data: bytes | str, file: str) -> tuple[str, Problem | None]:
     return text, None
 
 
-def _bounds(text: str, file: str) -> Iterator[Problem]:
-    """One pass over the events, which the parser makes one by one without recursion: nothing large is ever built."""
-    bracket = _too_many_brackets(text)
-    if bracket >= 0:
-        at = (file, text.count("\n", 0, bracket) + 1, bracket - text.rfind("\n", 0, bracket))
-        yield Problem("", f"more than {MAX_BRACKETS} brackets are open", "flatten it", "yaml.depth", *at)
-        return
-    depth = documents = 0
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-        mark = event.start_mark
-        at = (file, mark.line + 1, mark.column + 1) if mark else (file, 1, 1)
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                yield Problem("", "a second document begins here", "keep one per file", "yaml.documents", *at)
-                return
+class _Refused(Exception):
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's composer, stopped at the first event that is too deep or one too many: nothing large is ever built."""
+
+    def __init__(self, text: str, file: str) -> None:
+        super().__init__(text)
+        self.file = file
+        self.problems: list[Problem] = []
+        self.depth = self.count = 0
+
+    def get_event(self) -> yaml.Event:
+        event = super().get_event()
+        self.count += 1
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        if isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            yield Problem("", f"nested more than {MAX_DEPTH} deep", "flatten it", "yaml.depth", *at)
-            return
-        if count > 4 * MAX_VALUES:
-            yield Problem("", f"more than {MAX_VALUES} values", "keep data out of recipes", "yaml.size", *at)
-            return
+            self.depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self.depth -= 1
+        if self.depth > MAX_DEPTH:
+            raise _Refused(self._problem(event, f"nested more than {MAX_DEPTH} deep", "flatten it", "yaml.depth"))
+        if self.count > 2 * MAX_VALUES:
+            fact = f"more than {MAX_VALUES} values"
+            raise _Refused(self._problem(event, fact, "keep data out of recipes", "yaml.size"))
         tag = getattr(event, "tag", None)
         if tag is not None:
             fact = f"the tag {short(tag)!r} asks YAML to build something, which recipes never do"
-            yield Problem("", fact, "remove it: the schema types every value", "yaml.tag", *at)
+            self.problems.append(self._problem(event, fact, "remove it: the schema types every value", "yaml.tag"))
+        return event
+
+    def _problem(self, event: yaml.Event, fact: str, remedy: str, rule: str) -> Problem:
+        return Problem("", fact, remedy, rule, self.file, event.start_mark.line + 1, event.start_mark.column + 1)
 
 
 def _too_many_brackets(text: str) -> int:
@@ -163,12 +170,14 @@ def _too_many_brackets(text: str) -> int:
     return -1
 
 
-def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
+def _syntax(error: yaml.MarkedYAMLError, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     if "end of stream" in (error.problem or "") and error.context_mark:
         mark = error.context_mark  # what was never closed, rather than the end of the file
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     what = (error.problem or "not YAML").replace("\n", " ")
+    if error.context == "expected a single document in the stream":
+        return Problem("", "a second document begins here", "keep one per file", "yaml.documents", file, line, column)
     if "'\\t'" in what:
         return Problem("", "a tab cannot indent YAML", "indent with spaces", "yaml.tab", file, line, column)
     if "undefined alias" in what:

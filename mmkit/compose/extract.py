@@ -189,6 +189,8 @@ class _Source:
             return getattr(importlib.import_module(module), original)
         if _light(f"{module}.{original}"):
             return importlib.import_module(f"{module}.{original}")
+        if module.partition(".")[0] not in (self.module.partition(".")[0], "mmkit"):
+            raise _Unreadable(module)  # another distribution's source is not ours to take apart
         return _Source.of(module).value(original)
 
     def _resolved(self, stmt: ast.ImportFrom) -> str:
@@ -238,7 +240,9 @@ def _bindings(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def _names(stmt: ast.stmt) -> set[str]:
-    return {n.id for n in ast.walk(stmt) if isinstance(n, ast.Name)} - set(dir(builtins))
+    return {n.id for n in ast.walk(stmt) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - set(
+        dir(builtins)
+    )
 
 
 class _Unquoted(ast.NodeTransformer):

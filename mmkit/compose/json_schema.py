@@ -13,7 +13,7 @@ from mmkit.compose.parts import COMMON, CONNECTED_KINDS, PLAIN_KINDS
 from mmkit.compose.recipe import Mixed, Recipe
 from mmkit.compose.rendering import plain
 from mmkit.compose.scalars import adapter, alternatives, bare
-from mmkit.compose.typed import hints, keyed_fields, required
+from mmkit.compose.typed import hints, keyed_fields
 from mmkit.contracts.options import Spec
 from mmkit.errors import MmkitError
 from mmkit.registry import KINDS, Entry, Registry
@@ -34,8 +34,6 @@ def schema(*, registry: Registry | None = None) -> dict[str, Any]:
     root = made.dataclass(Recipe, leave_out=("file", "text", "places"))
     extends = {"type": "string", "description": "A file, or a shipped recipe, that this one is merged over."}
     root["properties"] = {"extends": extends, **root["properties"]}
-    # A file may leave to the one it extends whatever it does not say itself.
-    root.pop("required", None)
     return {
         "$schema": DIALECT,
         "title": "mmkit recipe",
@@ -91,17 +89,12 @@ class _Schema:
         if entry.kind == "source":
             weight = hints(Mixed)["weight"]
             keys["weight"] = {**self.value(weight), "default": 1.0, "description": "Its share of the samples."}
-        needed = [] if entry.kind not in PLAIN_KINDS else own.get("required", [])
-        out = {**own, "description": about, "properties": {**keys, **own["properties"]}, "required": ["type", *needed]}
-        if entry.kind not in PLAIN_KINDS and own.get("required"):
-            # With weights, sizes come from the checkpoint.
-            out["anyOf"] = [{"required": own["required"]}, {"required": ["weights"]}]
-        return out
+        return {**own, "description": about, "properties": {**keys, **own["properties"]}}
 
     def dataclass(self, cls: type, *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
         """One mapping, with the descriptions of its docstring's ``Options:``."""
         words = option_words(cls)
-        properties, needed = {}, []
+        properties = {}
         for key, field in keyed_fields(cls).items():
             if key in leave_out:
                 continue
@@ -109,13 +102,11 @@ class _Schema:
             entry = self.field(hints(cls)[field.name], kind)
             if words.get(key) or words.get(field.name):
                 entry = {**entry, "description": words.get(key) or words[field.name]}
-            if required(field):
-                needed.append(key)
-            elif (default := _default(field)) is not dataclasses.MISSING:
+            if (default := _default(field)) is not dataclasses.MISSING:
                 entry = {**entry, "default": default}
             properties[key] = entry
-        out: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-        return {**out, "required": needed} if needed else out
+        # Nothing is required: a recipe leaves to the one it extends, or to a checkpoint, what it does not say itself.
+        return {"type": "object", "properties": properties, "additionalProperties": False}
 
     def field(self, hint: Any, kind: str | None) -> dict[str, Any]:
         """One option."""

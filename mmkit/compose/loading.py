@@ -33,6 +33,8 @@ class Composed:
     model: Model = Model()
     data: tuple[Any, ...] = ()
     train: Train = Train()
+    lost: frozenset[str] = frozenset()
+    """Sections of the model that a mistake may have hidden, so that what they name is not known."""
 
 
 def load(path_or_name: str | Path, overrides: Sequence[str] = (), *, registry: Registry | None = None) -> Recipe:
@@ -75,7 +77,7 @@ def _compose(
     model, data, train = _typed(typer)
     problems += typer.problems
     if problems:
-        return Composed(None, tuple(problems), layer, model, data, train)
+        return Composed(None, tuple(problems), layer, model, data, train, _lost(layer.tree))
     recipe = Recipe(model=model, data=data, train=train, file=file, places=places_of(layer))
     return Composed(dataclasses.replace(recipe, text=render(recipe)), (), layer, model, data, train)
 
@@ -101,9 +103,8 @@ def _typed(typer: RecipeTyper) -> tuple[Model, tuple[Any, ...], Train]:
     typer.unknown_keys(root, ["model", "data", "train"], ())
     model = Model()
     if "model" not in root:
-        typer.report(
-            (), "the key 'model' is missing", "write `model:` with its tokenizers, backbone, ...", "key.missing"
-        )
+        remedy = "write `model:` with its tokenizers, backbone, ..."
+        typer.report((), "the key 'model' is missing", remedy, "key.missing")
     elif isinstance(root["model"], dict):
         model = _model(typer, root["model"])
     else:
@@ -127,6 +128,16 @@ def _model(typer: RecipeTyper, value: dict[str, Any]) -> Model:
         if found is not dataclasses.MISSING:
             given[key] = found
     return Model(**given)
+
+
+def _lost(tree: Any) -> frozenset[str]:
+    """The sections of a model that are no mappings, or that a key nobody knows may have been meant for."""
+    sections = frozenset(keyed_fields(Model)) - {"backbone"}
+    model = tree.get("model")
+    if not isinstance(model, dict):
+        return sections
+    absent = sections - model.keys() if model.keys() - keyed_fields(Model).keys() else frozenset()
+    return absent | {key for key in sections & model.keys() if not isinstance(model[key], dict)}
 
 
 def _streams(typer: RecipeTyper, value: Any) -> dict[str, Any]:
@@ -166,6 +177,6 @@ def spec(kind: str, name: str, /, **options: Any) -> Spec:
     typer = RecipeTyper(Layer(), registries.load())
     root = {"backbone": ("backbone",), "source": ("data", "0")}.get(kind, (f"{kind}s", name))
     found = typer.part({"type": name, **options}, kind, root)
-    if found is BAD:
+    if typer.problems:
         raise RecipeError(typer.problems)
     return found

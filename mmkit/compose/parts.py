@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from mmkit.compose.document import POISON, Layer, Path_, short
@@ -102,8 +103,7 @@ class RecipeTyper(Typer):
         if name is BAD or (isinstance(name, str) and POISON in name):
             return None
         if name is None:
-            known = ", ".join(self.registry.names(kind)) or "none"
-            self.report(path, "the key 'type' is missing", f"known {kind}s: {known}", "key.missing", key=True)
+            self._no_type(value, kind, path)
             return None
         if not isinstance(name, str):
             self.report((*path, "type"), f"{shape(name)} is written, and a name is needed", "", "type.wrong")
@@ -118,6 +118,23 @@ class RecipeTyper(Typer):
                 self.report((*path, "type"), *self._unknown_part(kind, name), "part.unknown")
             return None
         return entry
+
+    def _no_type(self, value: dict[str, Any], kind: str, path: Path_) -> None:
+        known = ", ".join(self.registry.names(kind)) or "none"
+        options = {key for entry in self.registry.of(kind) for key in self._keys(entry)} | {*common_keys(kind)}
+        for key in value:
+            if key not in options and nearest(key, ["type"]):
+                self.report(
+                    (*path, key), f"unknown key {short(key)!r}", "did you mean 'type'?", "key.unknown", key=True
+                )
+                return
+        self.report(path, "the key 'type' is missing", f"known {kind}s: {known}", "key.missing", key=True)
+
+    def _keys(self, entry: Entry) -> Iterable[str]:
+        try:
+            return keyed_fields(options_class(entry))
+        except PluginError:
+            return ()
 
     def _unknown_part(self, kind: str, name: str) -> tuple[str, str]:
         known = self.registry.names(kind)
@@ -155,7 +172,12 @@ class RecipeTyper(Typer):
         self.unknown_keys(own, [*fields, *keys], path, owner=f" of {entry.kind} {entry.name!r}")
         known = {k: v for k, v in own.items() if k in fields}
         options = self.dataclass(known, cls, path)
-        if len(self.problems) > before or options is BAD or BAD in common.values():
+        # A connector with a mistake does not hide what else is to say about what it belongs to.
+        if (
+            len(self.problems) > before
+            or options is BAD
+            or any(v is BAD for k, v in common.items() if k != "connector")
+        ):
             return BAD
         spec = Spec(entry, options, spec_path(path), **common)
         return self._frozen(spec, path) if spec.frozen and spec.weights is None else spec

@@ -75,6 +75,10 @@ def _flow(value: Any) -> str:
         return "[" + ", ".join(map(_flow, value)) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        mantissa, e, exponent = repr(value).partition("e")
+        # YAML 1.1 only takes a number with an exponent for one where it has a point, too.
+        return f"{mantissa}.0e{exponent}" if e and "." not in mantissa else repr(value)
     return _text(value) if isinstance(value, str) else repr(value)
 
 

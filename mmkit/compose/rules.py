@@ -36,12 +36,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """One recipe as rules see it. Parts and streams with mistakes of their own stand as `BAD`."""
+    """One recipe as rules see it. Parts and streams with mistakes of their own stand as `BAD`.
+
+    Of the sections in `lost` it is not known what they hold.
+    """
 
     model: Model
     data: tuple[Any, ...]
     train: Train
     registry: Registry
+    lost: frozenset[str] = frozenset()
     wired: Wired | None = None
 
     @property
@@ -52,7 +56,7 @@ class Case:
     @property
     def torn(self) -> bool:
         """True where a stream could not be read, so that what it names is not known."""
-        return BAD in self.model.streams.values()
+        return "streams" in self.lost or BAD in self.model.streams.values()
 
     @property
     def sources(self) -> dict[str, Spec]:
@@ -96,7 +100,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
 @_rule("parts.missing", BY_NAME)
 def _parts_missing(case: Case) -> Iterator[Finding]:
     m = case.model
-    if not (m.tokenizers or m.encoders or m.heads or m.streams or m.backbone):
+    if not case.lost and not (m.tokenizers or m.encoders or m.heads or m.streams or m.backbone):
         yield Finding("model", "the model has no parts", "begin with `tokenizers:`")
 
 
@@ -110,7 +114,7 @@ def _backbone_missing(case: Case) -> Iterator[Finding]:
 @_rule("streams.missing", BY_NAME)
 def _streams_missing(case: Case) -> Iterator[Finding]:
     m = case.model
-    if not m.streams and m.backbone is not None:
+    if not m.streams and m.backbone is not None and not case.torn:
         yield Finding("model", "nothing enters the backbone", "write `streams:`")
     elif m.streams and not case.torn and not any(s.head for s in case.streams.values()):
         yield Finding("model.streams", "no stream has a head, so nothing is learned", "give one stream a `head`")
@@ -128,7 +132,7 @@ def _name_taken(case: Case) -> Iterator[Finding]:
 @_rule("stream.source", BY_NAME)
 def _stream_source(case: Case) -> Iterator[Finding]:
     for name, stream in case.streams.items():
-        if stream.source not in case.sources:
+        if stream.source not in case.sources and not case.lost & {"tokenizers", "encoders"}:
             fact = f"no tokenizer or encoder is named {short(stream.source)!r}"
             yield Finding(f"model.streams.{name}.from", fact, _meant(stream.source, case.sources))
 
@@ -136,7 +140,7 @@ def _stream_source(case: Case) -> Iterator[Finding]:
 @_rule("stream.head", BY_NAME)
 def _stream_head(case: Case) -> Iterator[Finding]:
     for name, stream in case.streams.items():
-        if stream.head is not None and stream.head not in case.model.heads:
+        if stream.head is not None and stream.head not in case.model.heads and "heads" not in case.lost:
             fact = f"no head is named {short(stream.head)!r}"
             yield Finding(f"model.streams.{name}.head", fact, _meant(stream.head, case.model.heads))
 
@@ -200,7 +204,7 @@ def _reads_stream(case: Case) -> Iterator[Finding]:
                 f"model.reads.{modality}", fact, _meant(modality, {s.modality for s in case.streams.values()})
             )
         for i, name in enumerate(names):
-            if name not in case.model.streams:
+            if name not in case.model.streams and "streams" not in case.lost:
                 fact = f"no stream is named {short(name)!r}"
                 yield Finding(f"model.reads.{modality}.{i}", fact, _meant(name, case.of_modality(modality)))
             elif names.index(name) < i:
@@ -219,7 +223,7 @@ def _reads_modality(case: Case) -> Iterator[Finding]:
 @_rule("loss.head", BY_NAME)
 def _loss_head(case: Case) -> Iterator[Finding]:
     for name in case.train.loss_weights:
-        if name not in case.model.heads:
+        if name not in case.model.heads and "heads" not in case.lost:
             fact = f"no head is named {short(name)!r}"
             yield Finding(f"train.loss_weights.{name}", fact, _meant(name, case.model.heads))
 

@@ -164,7 +164,7 @@ class Wiring:
     def _connector(self, name: str, out: Wired) -> Connector | None:
         owner = self.model.tokenizers.get(name) or self.model.encoders.get(name)
         source = out.source(name)
-        if owner in (None, BAD) or source is None or out.backbone is None:
+        if source is None or out.backbone is None or owner.connector is BAD:
             return None
         spec = owner.connector or self._default_connector(source.port)
         part = spec.entry.load()
@@ -191,6 +191,8 @@ class Wiring:
             return None
         if any(s.source not in out.connectors or s.modality not in out.modalities for s in streams.values()):
             return None
+        if self.tolerant and any(s.source in out.encoders for s in streams.values()):
+            return None  # rule stream.target says so, at the stream
         head = spec.entry.load()
         ports = {n: out.connectors[s.source].port for n, s in streams.items()}
         for stream, port in ports.items():

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from mmkit.contracts.encoder import Encoder
+from mmkit.contracts.modality import Modality
 from mmkit.contracts.options import Count, Spec, part
+from mmkit.contracts.port import Port
 from mmkit.errors import ContractError
 
 LIMIT = 2 * 8
@@ -48,7 +53,7 @@ class Whole(torch.nn.Module):
 
         size: Count
         low: float = 0.0
-        high: "float | None" = None
+        high: float | None = None
         inner: Inner | None = None
         many: dict[str, Inner] = field(default_factory=dict)
         pairs: tuple[tuple[str, int], ...] = ()
@@ -92,3 +97,58 @@ class Late:
 
 class Bare:
     """A part without options of its own is a mistake of its author."""
+
+
+class Noisy:
+    """A source that says what it yields."""
+
+    modalities = ("text", "sound")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """No options."""
+
+
+class Sound(Modality):
+    """A modality of a plugin: samples over time."""
+
+    suffix = ".wav"
+
+    def accepts(self, value: Any) -> bool:
+        return False
+
+    def coerce(self, value: Any) -> Any:
+        return value
+
+    def size(self, content: Any) -> tuple[int, ...]:
+        return tuple(content.shape[:1])
+
+    def empty(self, content: Any) -> Any | None:
+        return None
+
+    def save(self, content: Any, path: Path) -> None:
+        path.write_bytes(b"")
+
+
+class Ear(Encoder):
+    """An encoder of sound."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options of `ear`.
+
+        Options:
+            width: channels.
+        """
+
+        width: Count
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.port = Port("sound", "features", config.width)
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return size
+
+    def forward(self, contents: Sequence[Any]) -> list[torch.Tensor]:
+        return [torch.zeros(len(c), self.port.width) for c in contents]

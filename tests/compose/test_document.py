@@ -69,7 +69,9 @@ def test_an_alias_bomb_is_refused_at_once() -> None:
     assert quick("\n".join(rows)) == ["yaml.alias"]
 
 
-@pytest.mark.parametrize("bomb", ["[" * 50_000, "a: " + "{a: " * 20_000, "- " * 50_000, "\n".join(" " * i + "a:" for i in range(500))])
+@pytest.mark.parametrize(
+    "bomb", ["[" * 50_000, "a: " + "{a: " * 20_000, "- " * 50_000, "\n".join(" " * i + "a:" for i in range(500))]
+)
 def test_a_depth_bomb_is_refused_at_once(bomb: str) -> None:
     assert quick(bomb) in (["yaml.depth"], ["yaml.syntax"])
 
@@ -79,7 +81,7 @@ def test_a_large_file_is_refused_before_it_is_read() -> None:
 
 
 def test_many_values_are_refused() -> None:
-    assert rules("a: [" + "1," * 90_000 + "1]") == ["yaml.size"]
+    assert rules("a: [" + "1," * 30_000 + "1]") == ["yaml.size"]
 
 
 def test_long_and_odd_values_are_shown_short() -> None:

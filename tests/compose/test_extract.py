@@ -64,7 +64,9 @@ def test_what_the_source_does_not_say_is_imported() -> None:
     assert options_class(LATE) is standins.Late.Config
 
 
-@pytest.mark.parametrize("target", ["standins:Bare", "standins:Nothing", "no.such.module:Part", "mmkit.no_such:Part", "math:Part"])
+@pytest.mark.parametrize(
+    "target", ["standins:Bare", "standins:Nothing", "no.such.module:Part", "mmkit.no_such:Part", "math:Part"]
+)
 def test_a_part_without_options_is_an_error_that_names_it(target: str) -> None:
     with pytest.raises(PluginError, match="head 'x'"):
         options_class(Entry("head", "x", target, "tests", "1"))
@@ -110,7 +112,9 @@ assert not bare, bare
 def test_a_part_in_a_folder_is_found_behind_its_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "folder_part_for_tests"
     package.mkdir()
-    (package / "__init__.py").write_text("import no_such_module_at_all\nfrom .part import Part\nfrom .sizes import SIZE\n")
+    (package / "__init__.py").write_text(
+        "import no_such_module_at_all\nfrom .part import Part\nfrom .sizes import SIZE\n"
+    )
     (package / "sizes.py").write_text("import torch.nn\nSIZE = 3\nBIG = torch.nn.Linear(1, 1)\n")
     (package / "part.py").write_text(
         '"""One file."""\nfrom dataclasses import dataclass\nimport torch\nfrom .sizes import SIZE as LARGE\n\n\n'

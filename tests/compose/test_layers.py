@@ -24,7 +24,13 @@ def test_mappings_merge_and_everything_else_is_replaced() -> None:
     high = layer("a: {y: 3, l: [9], m: 4, z: 5, s: {u: 2}}", "high.yaml")
     both = merge(low, high)
     assert both.tree == {"a": {"x": "1", "y": "3", "l": ["9"], "m": "4", "s": {"t": "1", "u": "2"}, "z": "5"}}
-    assert [both.place(("a", k)).file for k in "xyzlm"] == ["low.yaml", "high.yaml", "high.yaml", "high.yaml", "high.yaml"]
+    assert [both.place(("a", k)).file for k in "xyzlm"] == [
+        "low.yaml",
+        "high.yaml",
+        "high.yaml",
+        "high.yaml",
+        "high.yaml",
+    ]
     assert both.place(("a", "s", "t")).file == "low.yaml" and both.place(("a", "s", "u")).file == "high.yaml"
     assert ("a", "l", "1") not in both.values
 
@@ -82,7 +88,10 @@ def test_a_shipped_recipe_is_extended_by_its_name(tmp_path: Path) -> None:
         ({"a": "extends: ${b}\n"}, ["a.yaml:1:extends.form"]),
         ({"a": "extends: b.yaml\n", "b": "x: [\n"}, ["b.yaml:2:yaml.syntax"]),
         ({"a": "extends: b.yaml\nx: 1\nx: 2\n", "b": "y: !t 1\n"}, ["a.yaml:3:yaml.duplicate", "b.yaml:1:yaml.tag"]),
-        ({"a": "extends: b0.yaml", **{f"b{i}": f"extends: b{i + 1}.yaml" for i in range(30)}}, ["b15.yaml:1:extends.depth"]),
+        (
+            {"a": "extends: b0.yaml", **{f"b{i}": f"extends: b{i + 1}.yaml" for i in range(30)}},
+            ["b15.yaml:1:extends.depth"],
+        ),
     ],
 )
 def test_what_cannot_be_extended_is_located(files: dict[str, str], problems: list[str], tmp_path: Path) -> None:
@@ -143,7 +152,9 @@ def filled(text: str, **defaults: object) -> tuple[object, list[str]]:
 
 
 def test_references_are_filled_in() -> None:
-    tree, problems = filled("a: {n: 3, s: 'x${a.n}y${b.0}'}\nb: ['${a.n}', '${a.s}']\nc: ${train.steps}", train={"steps": "7"})
+    tree, problems = filled(
+        "a: {n: 3, s: 'x${a.n}y${b.0}'}\nb: ['${a.n}', '${a.s}']\nc: ${train.steps}", train={"steps": "7"}
+    )
     assert problems == []
     assert tree == {"a": {"n": "3", "s": "x3y3"}, "b": ["3", "x3y3"], "c": "7"}
 
@@ -160,7 +171,10 @@ def test_references_are_filled_in() -> None:
         ("a: ${oc.env:HOME}\nb: ${a}", ["interpolation.resolver"]),
         ("a: '${'\nb: '${}'\nc: '${b c}'\nd: '${.b}'\ne: '\\${b}'", ["interpolation.form"] * 5),
         ("a: '???'\nb: ${a}", ["value.missing"]),
-        ("a0: xxxxxxxxxx\n" + "\n".join(f"a{i}: '${{a{i - 1}}}${{a{i - 1}}}'" for i in range(1, 30)), ["interpolation.size"] * 21),
+        (
+            "a0: xxxxxxxxxx\n" + "\n".join(f"a{i}: '${{a{i - 1}}}${{a{i - 1}}}'" for i in range(1, 30)),
+            ["interpolation.size"] * 21,
+        ),
     ],
 )
 def test_references_that_cannot_be_filled_in_are_refused(text: str, rules: list[str]) -> None:

@@ -34,7 +34,11 @@ def rules(text: str, *overrides: str, **options: object) -> list[str]:
 
 def test_a_recipe_is_typed() -> None:
     recipe = loads(GOOD)
-    assert recipe.train.lr == 1e-3 and recipe.train.betas == (0.9, 0.95) and recipe.train.loss_weights == {"say": 1.0, "paint": 5.0}
+    assert (
+        recipe.train.lr == 1e-3
+        and recipe.train.betas == (0.9, 0.95)
+        and recipe.train.loss_weights == {"say": 1.0, "paint": 5.0}
+    )
     assert recipe.model.streams["drawn"].source == "pixels"
     assert recipe.model.heads["paint"].options.guidance == Guidance(scale=2.0, drop=0.1)
     assert recipe.model.encoders["eye"].connector.path == "connectors.eye"
@@ -52,7 +56,9 @@ def test_places_outlive_loading() -> None:
     assert (places["model.heads.paint.time"].file, places["model.heads.paint.time"].column) == ("good.yaml", 32)
 
 
-@pytest.mark.parametrize("extra", ["", "model.backbone={type: dense, depth: 2, dim: 64, num_heads: 4, positions: {type: mrope}}"])
+@pytest.mark.parametrize(
+    "extra", ["", "model.backbone={type: dense, depth: 2, dim: 64, num_heads: 4, positions: {type: mrope}}"]
+)
 def test_rendering_is_stable_and_loads_to_an_equal_recipe(extra: str) -> None:
     recipe = loads(GOOD, [extra] if extra else [])
     again = loads(render(recipe))
@@ -67,7 +73,22 @@ def test_shipped_recipes_come_back_from_their_rendering(name: str) -> None:
 
 
 def test_odd_texts_survive_rendering(registry: Registry) -> None:
-    for odd in ("null", "~", "", " a ", "010", "yes", "a: b", "é — \u2028", "\U0001f600", 'q"\\n\n', "12:30", "- x", "#x", "*a"):
+    for odd in (
+        "null",
+        "~",
+        "",
+        " a ",
+        "010",
+        "yes",
+        "a: b",
+        "é — \u2028",
+        "\U0001f600",
+        'q"\\n\n',
+        "12:30",
+        "- x",
+        "#x",
+        "*a",
+    ):
         head = spec("encoder", "timm", name=odd)
         recipe = loads(GOOD)
         changed = type(recipe)(model=type(recipe.model)(encoders={"eye": head}))
@@ -103,7 +124,10 @@ def test_a_swap_names_the_options_that_the_new_type_does_not_know() -> None:
     problems = caught.value.problems
     assert [(p.rule, p.place, p.line) for p in problems] == [("key.unknown", "model.heads.paint.time", 10)]
     assert "of head 'masked'" in problems[0].fact
-    assert loads(GOOD, ["model.heads.paint.type=masked", "model.heads.paint.time=null"]).model.heads["paint"].name == "masked"
+    assert (
+        loads(GOOD, ["model.heads.paint.type=masked", "model.heads.paint.time=null"]).model.heads["paint"].name
+        == "masked"
+    )
     assert loads(GOOD, ["model.heads.paint={type: masked}"]).model.heads["paint"].options.guidance is None
 
 
@@ -120,10 +144,13 @@ def test_null_takes_away_what_is_below(tmp_path: Path) -> None:
 
 
 def test_all_shapes_of_options(registry: Registry) -> None:
-    text = "model: {heads: {h: {type: whole, size: 4, inner: {mode: slow}, many: {a: {rate: 2}}, pairs: [[x, 1], [y, 2]], extra: top_k}}}"
+    own = "size: 4, inner: {mode: slow}, many: {a: {rate: 2}}, pairs: [[x, 1], [y, 2]], extra: top_k"
+    text = f"model: {{heads: {{h: {{type: whole, {own}}}}}}}"
     options = loads(text, registry=registry).model.heads["h"].options
     assert options.inner.mode == "slow" and options.many["a"].rate == 2.0 and options.pairs == (("x", 1), ("y", 2))
-    assert isinstance(options.router, Spec) and options.router.path == "heads.h.router" and options.extra.name == "top_k"
+    assert (
+        isinstance(options.router, Spec) and options.router.path == "heads.h.router" and options.extra.name == "top_k"
+    )
     recipe = loads(text, registry=registry)
     assert loads(recipe.text, registry=registry) == recipe
 
@@ -141,7 +168,10 @@ def test_all_shapes_of_options(registry: Registry) -> None:
         ("size: 4, router: null", ["type.wrong"]),
         ("size: 4, router: {type: nope}", ["part.unknown"]),
         ("size: 4, router: {type: top_k, weights: a}", ["key.unknown"]),
-        ("router: 3, low: x, high: y, z: 1", ["key.missing", "part.unknown", "type.wrong", "type.wrong", "key.unknown"]),
+        (
+            "router: 3, low: x, high: y, z: 1",
+            ["key.missing", "part.unknown", "type.wrong", "type.wrong", "key.unknown"],
+        ),
     ],
 )
 def test_mistakes_in_all_shapes_of_options(options: str, expected: list[str], registry: Registry) -> None:
@@ -167,8 +197,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_sizes_come_from_the_run_that_weights_name(run: Path) -> None:
-    overrides = ["model.tokenizers.pixels={weights: 'runs/a#tokenizers.pixels', frozen: true}", "model.backbone={type: dense, weights: runs/a}",
-                 "model.encoders.eye={type: patch, weights: runs/a, patch: 16, connector: {weights: runs/a}}"]  # fmt: skip
+    overrides = [
+        "model.tokenizers.pixels={weights: 'runs/a#tokenizers.pixels', frozen: true}",
+        "model.backbone={type: dense, weights: runs/a}",
+        "model.encoders.eye={type: patch, weights: runs/a, patch: 16, connector: {weights: runs/a}}",
+    ]
     text = GOOD.replace("channels: 4", "channels: 9")
     model = loads(text, overrides).model
     assert model.tokenizers["pixels"].options == loads(GOOD).model.tokenizers["pixels"].options
@@ -212,15 +245,17 @@ def test_a_part_reads_its_sizes_from_a_checkpoint_of_its_own(tmp_path: Path, reg
     assert loads(text.replace("whole,", "whole, size: 2,"), registry=registry).model.heads["h"].options.size == 2
 
 
-def test_hub_weights_in_the_local_cache_are_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+def test_hub_weights_in_the_local_cache_are_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry
+) -> None:
     snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "size.txt").write_text("8")
     (tmp_path / "models--org--name" / "refs").mkdir()
     (tmp_path / "models--org--name" / "refs" / "main").write_text("abc")
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     text = "model: {heads: {h: {type: whole, weights: 'hf://org/name'}}}"
     assert loads(text, registry=registry).model.heads["h"].options.size == 8
 
@@ -228,7 +263,12 @@ def test_hub_weights_in_the_local_cache_are_reached(tmp_path: Path, monkeypatch:
 def test_spec_names_a_part_from_python() -> None:
     part = spec("encoder", "patch", patch=8, connector={"type": "mlp", "depth": 3}, lr_scale=0.5)
     assert part.connector.options.depth == 3 and part.lr_scale == 0.5
-    assert spec("backbone", "dense", depth=1, dim=8, num_heads=1, positions=spec("positions", "mrope")).options.positions.name == "mrope"
+    assert (
+        spec(
+            "backbone", "dense", depth=1, dim=8, num_heads=1, positions=spec("positions", "mrope")
+        ).options.positions.name
+        == "mrope"
+    )
     assert spec("head", "flow", guidance=Guidance(scale=3.0)).options.guidance.scale == 3.0
     assert spec("head", "flow", guidance={"scale": 3}) == spec("head", "flow", guidance=Guidance(scale=3.0))
     with pytest.raises(RecipeError) as caught:

@@ -77,13 +77,23 @@ def test_what_python_writes_for_a_number_is_read_back(value: float) -> None:
     assert scalar(repr(value), False, float) == value
 
 
-@given(st.text(max_size=30), st.booleans(), st.sampled_from([int, float, bool, str, Count, Literal["a", 1], int | str, Any, Path]))
+@given(
+    st.text(max_size=30),
+    st.booleans(),
+    st.sampled_from([int, float, bool, str, Count, Literal["a", 1], int | str, Any, Path]),
+)
 def test_any_text_is_typed_or_refused(text: str, quoted: bool, hint: Any) -> None:
     assert scalar(text, quoted, hint) is not None
 
 
 def test_edits_count_swaps_once() -> None:
-    assert [distance(*p) for p in (("lr", "rl"), ("dim", "dmi"), ("a", ""), ("abc", "abc"), ("kitten", "sitting"))] == [1, 1, 1, 0, 3]
+    assert [distance(*p) for p in (("lr", "rl"), ("dim", "dmi"), ("a", ""), ("abc", "abc"), ("kitten", "sitting"))] == [
+        1,
+        1,
+        1,
+        0,
+        3,
+    ]
 
 
 def test_ties_go_to_what_is_likely() -> None:
