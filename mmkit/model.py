@@ -91,7 +91,8 @@ class UnifiedModel(nn.Module):
             head.tie(tables)
 
     def _freeze(self) -> None:
-        self.tokenizers.requires_grad_(False)  # nothing trains one through a head: see `encode`
+        """What is frozen learns nothing; nor does any tokenizer, which no head's loss reaches."""
+        self.tokenizers.requires_grad_(False)
         for path, module in self.parts().items():
             if self.specs()[path].frozen:
                 module.requires_grad_(False)
