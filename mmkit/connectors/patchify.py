@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mmkit.contracts.connector import Connector
 from mmkit.contracts.options import Count, Positive
 from mmkit.contracts.port import Port, Space
-from mmkit.errors import ContractError
-from mmkit.nn.grid import AxisTables, fold_grid, folded, folded_port, sincos, unfold_grid
+from mmkit.nn.grid import AxisTables, SinCos, add_positions, fold_grid, folded, folded_port, unfold_grid
 
 
 class Patchify(Connector):
@@ -54,16 +51,18 @@ class Patchify(Connector):
         self.config = config
         self.port = folded_port(source, config.size, "size")
         self.projection = nn.Linear(self.port.width, dim)
-        axes = 2 if isinstance(config.size, int) else len(config.size)
-        self.positions = AxisTables(axes, config.max_grid, dim) if config.position == "learned" else None
+        self.positions: AxisTables | SinCos | None = None
+        if config.position == "learned":
+            self.positions = AxisTables(2 if isinstance(config.size, int) else len(config.size), config.max_grid, dim)
+        elif config.position == "sincos":
+            centre = config.max_grid if config.origin == "centre" else None
+            self.positions = SinCos(dim, centre_of=centre, scale=config.scale)
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The grid of patches. Raises `ContractError` where it does not divide, or has no positions."""
         patches = folded(grid, self.config.size, "size")
         if self.positions is not None:
             self.positions.check(patches)
-        elif self.config.position == "sincos":
-            self._start(patches)
         return patches
 
     def fold(self, x: Tensor) -> Tensor:
@@ -76,30 +75,4 @@ class Patchify(Connector):
 
     def forward(self, x: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
         """Patches ``[S, prod(size) * C]`` to ``[S, D]``. With positions, `grids` must account for every patch."""
-        out = self.projection(x)
-        if self.config.position == "none":
-            return out
-        if sum(map(math.prod, grids)) != len(x):
-            raise ContractError(
-                "position",
-                f"{len(x)} patches came for grids of {sum(map(math.prod, grids))}",
-                "positions are added to whole contents; for patches read one at a time use position: none",
-            )
-        tables = {grid: self._table(grid, out) for grid in set(grids)}
-        return out + torch.cat([tables[grid] for grid in grids])
-
-    def _table(self, grid: tuple[int, ...], like: Tensor) -> Tensor:
-        if self.positions is not None:
-            return self.positions(grid).to(like.dtype)
-        return sincos(grid, like.shape[-1], start=self._start(grid), scale=self.config.scale).to(like)
-
-    def _start(self, grid: tuple[int, ...]) -> tuple[int, ...]:
-        if self.config.origin == "corner":
-            return (0,) * len(grid)
-        if max(grid) > self.config.max_grid:
-            raise ContractError(
-                "max_grid",
-                f"a grid of {' x '.join(map(str, grid))} is larger than the table of {self.config.max_grid}",
-                f"use smaller contents, or max_grid: {max(grid)}",
-            )
-        return tuple((self.config.max_grid - n) // 2 for n in grid)
+        return add_positions(self.projection(x), self.positions, grids)

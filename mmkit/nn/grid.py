@@ -150,15 +150,9 @@ class AxisTables(nn.Module):
         """Raises `ContractError` where the tables have no entry for this grid."""
         axes, length, _ = self.tables.shape
         if len(grid) != axes:
-            raise ContractError(
-                "position", f"learned for {axes} axes, but the content has {len(grid)}", "use position: sincos"
-            )
-        if max(grid) > length:
-            raise ContractError(
-                "max_grid",
-                f"positions are learned for {length} cells an axis, but the grid is {_by(grid)}",
-                f"use smaller contents, or max_grid: {max(grid)}",
-            )
+            fact = f"learned for {axes} axes, but the content's grid has {len(grid)}"
+            raise ContractError("position", fact, "use position: sincos, or none")
+        _fits(grid, length)
 
     def forward(self, grid: tuple[int, ...]) -> Tensor:
         """``[prod(grid), D]``."""
@@ -169,6 +163,56 @@ class AxisTables(nn.Module):
             shape[axis] = n
             total = total + self.tables[axis, :n].view(shape)
         return total.reshape(math.prod(grid), -1)
+
+
+class SinCos(nn.Module):
+    """The fixed positions of `sincos`, for grids of two axes or more. Nothing is learned or kept.
+
+    With `centre_of`, the middle of every grid stands where the middle of a table of that side does (SD3).
+    """
+
+    def __init__(self, width: int, *, centre_of: int | None = None, scale: float = 1.0) -> None:
+        super().__init__()
+        self.width, self.centre_of, self.scale = width, centre_of, scale
+
+    def check(self, grid: tuple[int, ...]) -> None:
+        """Raises `ContractError` where there are no positions for this grid."""
+        # Tokens read one at a time come as a grid of one axis, and where in the content they stand is not known then.
+        if len(grid) < 2:
+            fact = f"sincos tells rows from columns, but the content's grid is {_by(grid)}"
+            raise ContractError("position", fact, "use position: none where tokens are running or read one at a time")
+        _split_width(len(grid), self.width)
+        if self.centre_of is not None:
+            _fits(grid, self.centre_of)
+
+    def forward(self, grid: tuple[int, ...]) -> Tensor:
+        """``[prod(grid), D]``, float32 on the CPU."""
+        self.check(grid)
+        start = None if self.centre_of is None else [(self.centre_of - n) // 2 for n in grid]
+        return sincos(grid, self.width, start=start, scale=self.scale)
+
+
+def add_positions(x: Tensor, positions: AxisTables | SinCos | None, grids: Sequence[tuple[int, ...]]) -> Tensor:
+    """Tokens of whole contents end to end ``[S, D]`` plus where each stands in its grid.
+
+    Raises `ContractError` where the grids do not account for every token.
+    """
+    if positions is None:
+        return x
+    if sum(map(math.prod, grids)) != len(x):
+        raise ContractError(
+            "position",
+            f"{len(x)} tokens came for grids of {sum(map(math.prod, grids))}",
+            "positions are added to whole contents; for tokens read one at a time use position: none",
+        )
+    tables = {grid: positions(grid).to(x) for grid in dict.fromkeys(grids)}
+    return x + torch.cat([tables[grid] for grid in grids]) if grids else x
+
+
+def _fits(grid: tuple[int, ...], length: int) -> None:
+    if max(grid) > length:
+        fact = f"positions are made for {length} cells an axis, but the grid is {_by(grid)}"
+        raise ContractError("max_grid", fact, f"use smaller contents, or max_grid: {max(grid)}")
 
 
 def whole(size: tuple[int, ...], step: Sequence[int]) -> tuple[int, ...]:

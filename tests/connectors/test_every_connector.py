@@ -22,6 +22,7 @@ CASES = {
     "embed of 2 books": (Embed, {}, Port("image", "codes", codebook_size=11, codebooks=2)),
     "linear": (Linear, {}, Port("image", "features", 8)),
     "mlp": (MLP, {"merge": 2, "norm": "rms"}, Port("image", "features", 8)),
+    "mlp with positions": (MLP, {"position": "learned"}, Port("image", "features", 8)),
     "patchify": (Patchify, {"position": "learned"}, Port("image", "latents", 8)),
     "patchify sincos": (Patchify, {"position": "sincos"}, Port("image", "latents", 8)),
 }

@@ -11,6 +11,7 @@ from torch import nn
 from mmkit.connectors.mlp import ACTIVATIONS, MLP
 from mmkit.contracts.port import Port
 from mmkit.errors import ContractError
+from mmkit.nn.grid import sincos
 
 C, D = 8, 12
 FEATURES = Port("image", "features", C)
@@ -128,3 +129,19 @@ def test_codes_enter_as_vectors_and_are_not_merged() -> None:
 def test_a_grid_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ContractError, match="5 x 4 does not divide into neighbourhoods of 2 x 2"):
         build(merge=2).grid((5, 4))
+
+
+@pytest.mark.parametrize("position", ["sincos", "learned"])
+def test_positions_are_added_last(position: str) -> None:
+    connector, plain = build(merge=2, position=position), build(merge=2)
+    plain.load_state_dict(connector.state_dict(), strict=False)
+    x = torch.randn(4, 6, C)
+    table = sincos((2, 3), D) if position == "sincos" else connector.positions((2, 3))
+    assert torch.equal(run(connector, x), run(plain, x) + table.view(2, 3, D))
+
+
+def test_positions_need_a_grid() -> None:
+    with pytest.raises(ContractError, match=r"max_grid: .*max_grid: 9"):
+        build(position="learned", max_grid=8).grid((9, 2))
+    with pytest.raises(ContractError, match=r"position: .*rows from columns"):
+        build(position="sincos")(torch.randn(1, C), [(1,)])

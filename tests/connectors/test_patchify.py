@@ -102,12 +102,14 @@ def test_learned_positions_learn_at_the_rows_and_columns_that_came() -> None:
 def test_errors_name_the_option_and_the_remedy() -> None:
     with pytest.raises(ContractError, match=r"max_grid: .*6 cells.*max_grid: 8"):
         build(position="learned", max_grid=6).grid((16, 4))
-    with pytest.raises(ContractError, match=r"max_grid: .*table of 6.*max_grid: 8"):
+    with pytest.raises(ContractError, match=r"max_grid: .*6 cells.*max_grid: 8"):
         build(position="sincos", origin="centre", max_grid=6).grid((16, 4))
     with pytest.raises(ContractError, match="5 x 4 does not divide"):
         build().grid((5, 4))
     with pytest.raises(ContractError, match=r"position: .*position: none"):
         build(position="sincos")(torch.randn(1, 16), [(2, 2)])
+    with pytest.raises(ContractError, match=r"position: .*grid is 1.*one at a time"):
+        build(position="sincos")(torch.randn(1, 16), [(1,)])
     with pytest.raises(ContractError, match=r"size: .*larger stride"):
         Patchify(Patchify.Config(size=2), Port("image", "codes", 8, codebook_size=4), D)
 

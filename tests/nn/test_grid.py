@@ -125,7 +125,7 @@ def test_axis_tables_add_one_entry_per_axis() -> None:
     assert torch.equal(out[3, 2], tables.tables[0, 3] + tables.tables[1, 2])
     with pytest.raises(ContractError, match="max_grid: 7"):
         tables((2, 7))
-    with pytest.raises(ContractError, match="content has 3"):
+    with pytest.raises(ContractError, match="grid has 3"):
         tables((2, 2, 2))
 
 
