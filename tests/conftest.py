@@ -11,6 +11,11 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--update-golden`` writes the files of tests/golden anew instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/*.json anew")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """Tiny tensors: a second thread costs far more than it gives, above all on a busy machine."""
