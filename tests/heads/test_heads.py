@@ -10,6 +10,7 @@ import torch
 from mmkit.contracts.options import Guidance
 from mmkit.contracts.port import Port, TargetPort
 from mmkit.heads.ar import AR
+from mmkit.heads.diffusion import Diffusion
 from mmkit.heads.flow import Flow
 from mmkit.heads.masked import Masked
 
@@ -29,6 +30,13 @@ HEADS = {
     "masked": lambda: Masked(Masked.Config(steps=4), CODES, 5, DIM),
     "masked-inverse": lambda: Masked(
         Masked.Config(schedule="linear", weighting="inverse", blocks=3, steps=6, top_p=0.9), CODES, 5, DIM
+    ),
+    "diffusion-add": lambda: Diffusion(Diffusion.Config(schedule="cosine", min_snr=5.0, steps=4), LATENTS, 0, DIM),
+    "diffusion-token": lambda: Diffusion(
+        Diffusion.Config(time="token", predict="velocity", terminal_snr="zero", sampler="ddim", steps=4), LATENTS, 0, DIM
+    ),
+    "diffusion-adaln": lambda: Diffusion(
+        Diffusion.Config(time="adaln", predict="clean", train_steps=50, depth=2, steps=4), LATENTS, 0, DIM
     ),
     "flow-add": lambda: Flow(Flow.Config(steps=4), LATENTS, 0, DIM),
     "flow-token": lambda: Flow(
