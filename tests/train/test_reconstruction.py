@@ -57,7 +57,8 @@ def test_with_a_discriminator_from_its_start_on(tokenizer, tmp_path):
 
 
 def test_the_discriminator_learns(tmp_path):
-    options = ("train.save_every=1", "train.steps=2", "train.reconstruction={adversarial: 0.5}")
+    # A high rate would win against it in one step, and leave nothing to learn.
+    options = ("train.save_every=1", "train.steps=2", "train.lr=1e-4", "train.reconstruction={adversarial: 0.5}")
     last = train(alone(KL_VAE, *options), tmp_path, quiet=True)
     one, two = (checkpoint.open_run(tmp_path, step).part("discriminator") for step in (1, 2))
     assert checkpoint.read(last).step == 2
