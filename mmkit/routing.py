@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mmkit.compose.recipe import Model
+from mmkit.compose.recipe import Model, Stream
 from mmkit.compose.wiring import Wired
+from mmkit.contracts.port import Attend
 from mmkit.contracts.seeds import derive
 from mmkit.contracts.segment import Sample, Segment
 from mmkit.contracts.vocabulary import MARKS
@@ -80,10 +81,13 @@ class Router:
                 "leave `marks` out", rule="stream.marks",
             )  # fmt: skip
         return StreamRule(
-            index, name, stream.attend, stream.noised == "hidden", stream.position == "shared", stream.enters == "cross",
+            index, name, self._attend(stream), stream.noised == "hidden", stream.position == "shared", stream.enters == "cross",
             is_open, self.marks.get(f"{name}.begin", -1), self.marks.get(f"{name}.end", -1),
             index if owner is None else owner,
         )  # fmt: skip
+
+    def _attend(self, stream: Stream) -> Attend:
+        return stream.attend or (self._heads[stream.head].needs.attends[0] if stream.head else "causal")
 
     # What people write
 
@@ -141,7 +145,7 @@ class Router:
     def levels(self, stream: str, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The lengths of a span's levels where its stream attends by level."""
         stream_of = self.model.streams[stream]
-        return self._grids[stream_of.source].levels(grid) if stream_of.attend == "level" else ()
+        return self._grids[stream_of.source].levels(grid) if self._attend(stream_of) == "level" else ()
 
     def guided(self, stream: str) -> bool:
         """True where a stream's head is guided: its options ask for it, and the stream is not running text (one head may

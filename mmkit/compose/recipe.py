@@ -19,7 +19,7 @@ class Stream:
         modality: the registered modality of its segments.
         source: (written ``from``) the encoder or tokenizer they enter through.
         attend: ``causal``, ``block`` (a span sees all of itself), ``level`` (one rank per level of a multi-scale tokenizer),
-            ``full`` (all such spans of a sample see each other).
+            ``full`` (all such spans of a sample see each other). Default: what its head needs; ``causal`` without one.
         head: the head that learns and generates it; none where it is input only.
         noised: ``hidden``: a target's noised copy is seen by itself only, and a clean copy follows it.
         position: ``shared``: all tokens of a span take one position; otherwise the backbone's scheme plans them.
@@ -29,7 +29,7 @@ class Stream:
 
     modality: str
     source: str = field(metadata={"key": "from"})
-    attend: Attend = "causal"
+    attend: Attend | None = None
     head: str | None = None
     noised: Literal["visible", "hidden"] = "visible"
     position: Literal["planned", "shared"] = "planned"

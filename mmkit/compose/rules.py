@@ -332,7 +332,7 @@ def _head_attend(case: Case) -> Iterator[Finding]:
         if spec is None or spec is BAD:
             continue
         needs = spec.entry.load().needs  # type: ignore[attr-defined]
-        if stream.attend not in needs.attends:
+        if stream.attend is not None and stream.attend not in needs.attends:
             fact = f"head {stream.head!r} ({spec.name}) needs attend {' or '.join(sorted(needs.attends))}, not {stream.attend}"
             yield Finding(f"model.streams.{name}.attend", fact, f"write `attend: {sorted(needs.attends)[0]}`")
 

@@ -35,10 +35,13 @@ class Port:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a head needs of the streams it learns: their space, and how their spans attend."""
+    """What a head needs of the streams it learns: their space, and how their spans attend.
+
+    The first of `attends` is what a stream does that does not say it, so that a head is swapped in one line.
+    """
 
     spaces: frozenset[Space]
-    attends: frozenset[Attend]
+    attends: tuple[Attend, ...]
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def streams_of(model: UnifiedModel) -> list[StreamFacts]:
                  if name in names]  # fmt: skip
         connector = type_of(model, f"connectors.{stream.source}")
         rows.append(
-            StreamFacts(name, stream.modality, tuple(roles), stream.source, connector, stream.head, stream.attend,
+            StreamFacts(name, stream.modality, tuple(roles), stream.source, connector, stream.head, model.router.rules[name].attend,
                         stream.marks)
         )  # fmt: skip
     return rows

@@ -71,7 +71,7 @@ class AR(Head[ARState]):
         top_p: Fraction = 1.0
         guidance: Guidance | None = None
 
-    needs = Needs(spaces=frozenset({"codes"}), attends=frozenset({"causal"}))
+    needs = Needs(spaces=frozenset({"codes"}), attends=("causal",))
     shift = -1
 
     def __init__(self, config: Config, targets: Sequence[TargetPort], marks: int, dim: int) -> None:

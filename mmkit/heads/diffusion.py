@@ -161,7 +161,7 @@ class Diffusion(Head[DiffusionState]):
         dim: Count | None = None
         guidance: Guidance | None = None
 
-    needs = Needs(spaces=frozenset({"latents"}), attends=frozenset({"block", "full"}))
+    needs = Needs(spaces=frozenset({"latents"}), attends=("block", "full"))
 
     def __init__(self, config: Config, targets: Sequence[TargetPort], marks: int, dim: int) -> None:
         """Raises `ContractError` on streams without latents, of open length, or of different widths, and on options that clash."""

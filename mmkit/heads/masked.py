@@ -124,7 +124,7 @@ class Masked(Head[MaskedState]):
         top_p: Fraction = 1.0
         guidance: Guidance | None = None
 
-    needs = Needs(spaces=frozenset({"codes"}), attends=frozenset({"block", "full"}))
+    needs = Needs(spaces=frozenset({"codes"}), attends=("block", "full"))
 
     def __init__(self, config: Config, targets: Sequence[TargetPort], marks: int, dim: int) -> None:
         """Raises `ContractError` where a stream has no codes, or several per position."""
