@@ -169,7 +169,10 @@ class RecipeTyper(Typer):
                 return BAD
             own = {**{k: v for k, v in kept.items() if k in fields}, **own}
         before = len(self.problems)
-        self.unknown_keys(own, [*fields, *keys], path, owner=f" of {entry.kind} {entry.name!r}")
+        written_before = (
+            ("weight",) if entry.kind == "source" else ()
+        )  # read by the mixture, so only mistyped ones get here
+        self.unknown_keys(own, [*fields, *keys, *written_before], path, owner=f" of {entry.kind} {entry.name!r}")
         known = {k: v for k, v in own.items() if k in fields}
         options = self.dataclass(known, cls, path)
         # A connector with a mistake does not hide what else is to say about what it belongs to.

@@ -20,17 +20,16 @@ def distance(a: str, b: str) -> int:
 
 
 def nearest(word: str, known: Iterable[str], likely: Iterable[str] = ()) -> str | None:
-    """The known word that `word` was meant to be, or None where none is near. Ties go to a `likely` one."""
+    """The known word that `word` was meant to be, or None where none is near. Ties go to a `likely` one.
+
+    A few edits away, or else one of the two is how the other begins.
+    """
     if len(word) > 100:
         return None
-    preferred = set(likely)
-    scored = sorted((_score(word, k), k not in preferred, k) for k in known)
-    return scored[0][2] if scored and scored[0][0] <= max(1, min(len(word), len(scored[0][2])) // 3) else None
-
-
-def _score(word: str, known: str) -> float:
-    """Edits, less a little where one word begins like the other."""
-    a, b = word.lower().replace("-", "_"), known.lower()
-    if len(a) >= 4 and (b.startswith(a) or a.startswith(b)) and abs(len(a) - len(b)) <= len(b):
-        return 0.5
-    return distance(a, b)
+    asked, preferred = word.lower().replace("-", "_"), set(likely)
+    scored = [(distance(asked, k.lower()), k not in preferred, k) for k in known]
+    close = [s for s in scored if s[0] <= max(1, min(len(word), len(s[2])) // 3)]
+    begun = [
+        s for s in scored if min(len(asked), len(s[2])) >= 4 and (s[2].startswith(asked) or asked.startswith(s[2]))
+    ]
+    return min(close or begun, default=(0, True, None))[2]

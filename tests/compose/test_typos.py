@@ -32,7 +32,7 @@ def mistyped() -> Iterator[tuple[int, str, str, str]]:
         found = re.match(r"( *(?:- )?)(\w+):", line)
         if not found or found[2] in NAMES:
             continue
-        for typo in draw.sample(list(typos(found[2], draw)), 2):
+        for typo in draw.sample(list(typos(found[2], draw)), 1):
             if typo and typo != found[2] and re.match("[a-z_]", typo):
                 text = [*lines[: number - 1], f"{found[1]}{typo}{line[found.end(2) :]}", *lines[number:]]
                 yield number, found[2], typo, "\n".join(text)
@@ -47,5 +47,5 @@ def test_a_mistyped_key_is_found_at_its_line_and_the_right_one_is_suggested(tmp_
         assert any(p.rule == "key.unknown" and repr(typo) in p.fact for p in here), (word, typo, here)
         total += 1
         suggested += any(f"did you mean {word!r}?" in p.remedy for p in here)
-    assert total > 150
+    assert total > 120
     assert suggested / total >= 0.95, f"{suggested} of {total}"
