@@ -228,7 +228,7 @@ def lay_out(pieces: Sequence[Piece], positions: Positions, *, stop: int = -1) ->
             size += len(block)
         if rule.end >= 0:
             mark(rule, rule.end)
-    if stop >= 0 and pieces and pieces[-1].target:
+    if stop >= 0 and size and pieces[-1].target:
         choices.append(Choice(size - 1, stop))
     axes = positions.axes
     return Document(

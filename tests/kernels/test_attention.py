@@ -92,7 +92,7 @@ def test_precision(name: str, dtype: torch.dtype, text: int) -> None:
 
 
 def test_batches_are_as_precise_as_one_dense_call() -> None:
-    seen = visibility(300)
+    seen = visibility(150)
     inputs = tensors(seen, (4, 2, 32), torch.bfloat16)
     want = exact(inputs, torch.from_numpy(seen.matrix()))
     errors = {}

@@ -47,7 +47,7 @@ seen_grids = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(seen_grids, min_size=1, max_size=5))
 def test_mrope_places_what_qwen2_vl_places(spans: list[tuple[int, ...]]) -> None:
     modeling = pytest.importorskip("transformers.models.qwen2_vl.modeling_qwen2_vl")

@@ -38,11 +38,6 @@ def documents(draw: st.DrawFn) -> Document:
     return lay_out(pieces, ROPE)
 
 
-def part(block: Block, start: int, stop: int) -> Block:
-    """Some tokens of a block."""
-    return Block(*(x[start:stop] for x in (block.rank, block.hidden, block.stream, block.positions)))
-
-
 def cuts(block: Block, chance: random.Random) -> list[tuple[int, int]]:
     """Stretches to feed at once: never part of a rank, never hidden and open tokens together."""
     must = np.flatnonzero(np.diff(block.hidden)) + 1
@@ -87,7 +82,7 @@ def test_fed_bit_by_bit_equals_the_whole_mask(samples: list[Document], seed: int
                 if not waiting[row]:
                     break
                 start, stop = waiting[row].pop(0)
-                block = part(samples[row].tokens, start, stop)
+                block = samples[row].tokens[start:stop]
                 new.append((row, block, not block.hidden.any()))
                 index += range(fed.offset[row] + start, fed.offset[row] + stop)
                 if block.hidden.any():
