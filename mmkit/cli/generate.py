@@ -25,7 +25,7 @@ Examples:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0), help="0 takes the likeliest.")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; 1 is none.")
-@click.option("--steps", type=click.IntRange(1), help="Iterations of a masked or flow head.")
+@click.option("--steps", type=click.IntRange(1), help="Iterations of a masked, flow or diffusion head.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("generated"), show_default=True,
               help="Folder for pictures.")  # fmt: skip
 def command(
