@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -138,6 +139,7 @@ def main() -> None:
     }
     print(f"{options.tokens} tokens, {options.dtype}, {HEADS} query and {KEY_HEADS} key heads of {WIDTH}, ", end="")
     print(f"{options.threads} threads, torch {torch.__version__}\n")
+    sys.stdout.flush()
     print("| mask | density | passes | dense, ms | batches, ms | dense / batches | flex / batches | planning, ms |")
     print("|---|---|---|---|---|---|---|---|")
     for title, seen in cases.items():
