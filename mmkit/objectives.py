@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from mmkit.contracts.segment import Sample
 from mmkit.errors import DataError
 from mmkit.model import UnifiedModel
 from mmkit.nn.discriminator import PatchDiscriminator, adaptive_weight, hinge_discriminator, hinge_generator
+from mmkit.nn.perceptual import perceptual_distance
 from mmkit.routing import Batch
 
 
@@ -85,10 +86,10 @@ class Joint:
 class Reconstruct:
     """A tokenizer's contents in and out again: pixel losses, its own terms, and optional perceptual and adversarial ones."""
 
-    def __init__(self, recipe: Recipe, tokenizers: nn.ModuleDict, perceptual: Any = None) -> None:
+    def __init__(self, recipe: Recipe, tokenizers: nn.ModuleDict, features: nn.Module | None = None) -> None:
         self.tokenizers = tokenizers
         self.weights = recipe.train.reconstruction
-        self.perceptual = perceptual
+        self.features = features
         self.seed = recipe.train.seed
         self.discriminator = PatchDiscriminator() if self.weights.adversarial else None
 
@@ -133,12 +134,16 @@ class Reconstruct:
         terms = {"l1": (difference.abs().mean(), self.weights.l1)}
         if self.weights.l2:
             terms["l2"] = (difference.square().mean(), self.weights.l2)
-        if self.perceptual is not None:
-            distance = torch.stack([self.perceptual(a[None], b[None]).mean() for a, b in pairs]).mean()
+        if self.weights.perceptual:
+            distance = torch.cat([perceptual_distance(self._maps, b[None], a[None]) for a, b in pairs]).mean()
             terms["perceptual"] = (distance, self.weights.perceptual)
         if self.discriminator is not None and step >= self.weights.adversarial_start:
             terms.update(self._adversarial(tokenizer, torch.stack(list(contents)), torch.stack(list(outputs)), terms))
         return terms
+
+    def _maps(self, images_B3HW: Tensor) -> list[Tensor]:
+        """The feature encoder's output as one map ``[B, C, h, w]``."""
+        return [torch.stack(self.features(list(images_B3HW))).movedim(-1, 1)]
 
     def _adversarial(
         self, tokenizer: nn.Module, real: Tensor, fake: Tensor, terms: Mapping[str, tuple[Tensor, float]]

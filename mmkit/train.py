@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmkit import checkpoint
 from mmkit.compose import check, render
-from mmkit.compose.recipe import Recipe, Train
+from mmkit.compose.recipe import Recipe, Reconstruction, Train
 from mmkit.compose.wiring import seeded
 from mmkit.contracts.part import Part
 from mmkit.contracts.tokenizer import Tokenizer
@@ -102,10 +102,24 @@ def _reconstruction(recipe: Recipe, device: torch.device) -> Reconstruct:
             checkpoint.load_part(tokenizers[name], spec.weights, f"tokenizers.{name}")
         tokenizers[name].requires_grad_(not spec.frozen)
     with seeded(recipe.train.seed, "discriminator"):
-        objective = Reconstruct(recipe, tokenizers)
+        objective = Reconstruct(recipe, tokenizers, _features(recipe.train.reconstruction, device))
     for module in objective.modules().values():
         module.to(device)
     return objective
+
+
+def _features(options: Reconstruction, device: torch.device) -> nn.Module | None:
+    """The frozen encoder that a perceptual loss compares features of. Raises `TrainError` where none is named."""
+    if not options.perceptual:
+        return None
+    if options.features is None or not options.features.weights:
+        raise TrainError(
+            "train.reconstruction.features", "a perceptual loss needs a trained network to look through, and none is named",
+            "write features: {type: timm, name: ..., weights: ...}, or set perceptual to 0",
+        )  # fmt: skip
+    encoder = options.features.build()
+    checkpoint.load_part(encoder, options.features.weights, "train.reconstruction.features")
+    return encoder.to(device).eval().requires_grad_(False)
 
 
 def _pretrain(recipe: Recipe, run: Path, name: str, tokenizer: nn.Module, device: torch.device, quiet: bool) -> None:

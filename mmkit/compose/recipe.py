@@ -78,10 +78,10 @@ class Reconstruction:
 
     Options:
         l1, l2: pixel losses.
-        perceptual: distance of features of a frozen timm model (LPIPS-style, Zhang et al. 2018), named by `features`.
+        perceptual: distance in the features of a frozen network (after LPIPS, Zhang et al. 2018).
         adversarial: hinge loss of a patch discriminator (Isola et al. 2017), from step `adversarial_start` on, with the
             adaptive weight of VQGAN (Esser et al. 2021).
-        features: a timm model name, with its weights in `features_weights`.
+        features: the encoder whose features `perceptual` compares, with its weights: ``{type: timm, name: ..., weights: ...}``.
         steps, lr: how long and how fast a tokenizer is trained that a larger recipe uses without naming its weights.
     """
 
@@ -93,8 +93,7 @@ class Reconstruction:
     perceptual: NonNegative = 0.0
     adversarial: NonNegative = 0.0
     adversarial_start: Size = 0
-    features: str | None = None
-    features_weights: str | None = None
+    features: Spec | None = part("encoder", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
