@@ -13,7 +13,7 @@ from mmkit.compose.typed import BAD, Typer, keyed_fields, required, shape
 from mmkit.compose.weights import Weights, options_kept
 from mmkit.compose.words import nearest
 from mmkit.contracts.options import NonNegative, Spec
-from mmkit.errors import PluginError
+from mmkit.errors import MmkitError, PluginError
 from mmkit.registry import Entry, Registry
 
 PLAIN_KINDS = frozenset(("positions", "router", "source", "modality"))
@@ -169,18 +169,13 @@ class RecipeTyper(Typer):
                 return BAD
             own = {**{k: v for k, v in kept.items() if k in fields}, **own}
         before = len(self.problems)
-        written_before = (
-            ("weight",) if entry.kind == "source" else ()
-        )  # read by the mixture, so only mistyped ones get here
-        self.unknown_keys(own, [*fields, *keys, *written_before], path, owner=f" of {entry.kind} {entry.name!r}")
-        known = {k: v for k, v in own.items() if k in fields}
-        options = self.dataclass(known, cls, path)
+        # The mixture has read a source's `weight` already, so only a mistyped one gets here.
+        known = [*fields, *keys, "weight"] if entry.kind == "source" else [*fields, *keys]
+        self.unknown_keys(own, known, path, owner=f" of {entry.kind} {entry.name!r}")
+        options = self.dataclass({k: v for k, v in own.items() if k in fields}, cls, path)
         # A connector with a mistake does not hide what else is to say about what it belongs to.
-        if (
-            len(self.problems) > before
-            or options is BAD
-            or any(v is BAD for k, v in common.items() if k != "connector")
-        ):
+        shared = [value for key, value in common.items() if key != "connector"]
+        if len(self.problems) > before or BAD in (options, *shared):
             return BAD
         spec = Spec(entry, options, spec_path(path), **common)
         return self._frozen(spec, path) if spec.frozen and spec.weights is None else spec
@@ -195,10 +190,9 @@ class RecipeTyper(Typer):
         return dataclasses.replace(spec, weights=weights)
 
     def _kept(self, weights: Weights, path: Path_) -> dict[str, Any] | None:
-        folder = weights.folder()
-        kept = (
-            folder if isinstance(folder, Refusal) else options_kept(weights, spec_path(path)) if weights.of_run else {}
-        )
+        kept: Any = weights.folder()
+        if not isinstance(kept, Refusal):
+            kept = options_kept(weights, spec_path(path)) if weights.of_run else {}
         if isinstance(kept, Refusal):
             self.report((*path, "weights"), kept.fact, kept.remedy, kept.rule)
             return None
@@ -229,7 +223,12 @@ class RecipeTyper(Typer):
             return {}
         read = class_function(entry, "checkpoint_options")
         if read is not None:
-            return read(folder)
+            try:
+                return read(folder)
+            except (MmkitError, OSError, KeyError) as error:
+                fact = f"{entry.kind} {entry.name!r} cannot read its options from {weights}: {short(str(error), 200)}"
+                self.report((*path, "weights"), fact, "write them out", "weights.sizes")
+                return None
         if missing:
             fact = f"{entry.kind} {entry.name!r} cannot read {', '.join(missing)} from {weights}"
             self.report((*path, "weights"), fact, "write them out", "weights.sizes")

@@ -111,6 +111,7 @@ class Train:
         recompute: activation checkpointing.
         sample_every, save_every, log_every: steps between samples, checkpoints and log lines; 0 for only at the end.
         keep: finished checkpoints to keep.
+        trackers: where figures go besides `log.jsonl`; ``tensorboard`` needs ``pip install 'mmkit[tensorboard]'``.
     """
 
     steps: Count = 1000
@@ -133,6 +134,7 @@ class Train:
     sample_every: Size = 0
     save_every: Size = 0
     keep: Count = 2
+    trackers: tuple[Literal["tensorboard"], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

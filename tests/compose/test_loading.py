@@ -245,6 +245,11 @@ def test_a_part_reads_its_sizes_from_a_checkpoint_of_its_own(tmp_path: Path, reg
     assert loads(text.replace("whole,", "whole, size: 2,"), registry=registry).model.heads["h"].options.size == 2
 
 
+def test_a_checkpoint_that_a_part_cannot_read_is_refused(tmp_path: Path, registry: Registry) -> None:
+    text = f"model: {{heads: {{h: {{type: whole, weights: {tmp_path}}}}}}}"
+    assert rules(text, registry=registry) == ["weights.sizes"]
+
+
 def test_hub_weights_in_the_local_cache_are_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry
 ) -> None:

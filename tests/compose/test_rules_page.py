@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,34 +18,38 @@ RULE = re.compile(r"[a-z]+\.[a-z]+")
 CODE = sorted((ROOT / "mmkit").rglob("*.py"))
 
 
+@functools.cache
 def headings() -> list[str]:
     return re.findall(r"^### (\S+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 
+@functools.cache
 def families() -> set[str]:
     return {heading.partition(".")[0] for heading in headings()}
 
 
 def ids(path: Path) -> Iterator[str]:
     """Ids in one module: those given as ``rule=`` or last of an error's four words, and in compose/ any text of their form."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             named = [k.value for k in node.keywords if k.arg == "rule"]
             fourth = node.args[3:4] if getattr(node.func, "id", "").endswith("Error") else []
-            yield from (
-                v.value
-                for v in (*named, *fourth)
-                if isinstance(v, ast.Constant) and isinstance(v.value, str) and v.value
-            )
+            found = [v.value for v in (*named, *fourth) if isinstance(v, ast.Constant)]
+            yield from (text for text in found if isinstance(text, str) and text)
         elif path.parent.name == "compose" and isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value
             if RULE.fullmatch(text) and text.partition(".")[0] in families() and not text.endswith("yaml"):
                 yield text
 
 
-def used() -> set[str]:
-    return {id for path in CODE for id in ids(path)}
+@functools.cache
+def used(folder: str = "") -> frozenset[str]:
+    return frozenset(id for path in CODE if folder in path.parts for id in ids(path)) if folder else used("mmkit")
+
+
+@functools.cache
+def texts_of_tests() -> str:
+    return "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*") if p.suffix in (".py", ".yaml"))
 
 
 def test_headings_and_ids_are_the_same() -> None:
@@ -65,6 +70,4 @@ def test_every_rule_says_what_it_is_for(id: str) -> None:
 @pytest.mark.parametrize("id", headings())
 def test_every_rule_is_broken_by_some_test(id: str) -> None:
     """Rules that parts check for themselves are broken by the tests of those parts."""
-    texts = [p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*") if p.suffix in (".py", ".yaml")]
-    own = {i for path in CODE if path.parent.name == "compose" for i in ids(path)}
-    assert id not in own or any(id in text for text in texts)
+    assert id not in used("compose") or id in texts_of_tests()
