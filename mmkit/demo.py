@@ -27,11 +27,13 @@ def report_on(run: Path, per_task: int, *, title: str, quiet: bool = False) -> t
     evaluation = evaluate(model, source, per_task, tick=tick)
     facts = _facts(run, model, time.monotonic() - started)
     pictures = [("Architecture", architecture_picture(model)), ("Who sees whom", mask_picture(model, source))]
-    report = Report(title, model.recipe.text or compose.render(model.recipe), evaluation, _log(run), facts, pictures, GOALS)
+    report = Report(
+        title, model.recipe.text or compose.render(model.recipe), evaluation, _log(run), facts, pictures, GOALS
+    )
     return evaluation, report.write(run)
 
 
-def demo(run: Path, *, per_task: int = 300, overrides: tuple[str, ...] = (), quiet: bool = False) -> Path:
+def demo(run: Path, *, per_task: int = 200, overrides: tuple[str, ...] = (), quiet: bool = False) -> Path:
     """Trains `RECIPE`, judges it, and gives the page's path."""
     recipe = compose.load(RECIPE, overrides)
     started = time.monotonic()

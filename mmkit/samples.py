@@ -37,9 +37,7 @@ def draw_samples(model: UnifiedModel, mixture: Mixture, folder: Path, count: int
     samples = _held_out(mixture).draw(0, count)
     was_training = model.training
     model.eval()
-    replies = model.generate_batch(
-        [blank(s, model) for s in samples], Sampling(temperature=0.0), seeds=range(count)
-    )
+    replies = model.generate_batch([blank(s, model) for s in samples], Sampling(temperature=0.0), seeds=range(count))
     model.train(was_training)
     folder.mkdir(parents=True, exist_ok=True)
     pairs = enumerate(zip(samples, replies, strict=True))

@@ -176,6 +176,7 @@ class _Loop:
         self.step = 0
         self.stop_signal = 0
         self.log_path = run / "log.jsonl"
+        self.board = _board(run) if "tensorboard" in self.options.trackers else None
 
     def _optimizer(self) -> torch.optim.AdamW:
         """AdamW; matrices decay, what scales or shifts does not. Each part's learning rate is scaled by its `lr_scale`."""
@@ -388,6 +389,18 @@ class _Loop:
     def _log(self, figures: Mapping[str, float]) -> None:
         with self.log_path.open("a") as file:
             file.write(json.dumps({"step": self.step, **figures}) + "\n")
+        for name, value in figures.items() if self.board is not None else ():
+            self.board.add_scalar(name, value, self.step)
+
+
+def _board(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainError(
+            "train.trackers", "tensorboard is not installed", "pip install 'mmkit[tensorboard]', or leave it out"
+        ) from error
+    return SummaryWriter(str(run / "tensorboard"))
 
 
 def _step_of(line: str) -> int:

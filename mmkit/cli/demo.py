@@ -15,8 +15,12 @@ Examples:
 """
 )
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder.")
-@click.option("--per-task", default=300, show_default=True, type=click.IntRange(1), help="Held-out samples of each task.")
+@click.option(
+    "--run", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
+)
+@click.option(
+    "--per-task", default=200, show_default=True, type=click.IntRange(1), help="Held-out samples of each task."
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(overrides: tuple[str, ...], run: Path, per_task: int, quiet: bool) -> None:
     """Train the embedded example on two CPU cores, judge it on held-out samples, and write a report to open."""

@@ -14,7 +14,9 @@ Example:
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--per-task", default=300, show_default=True, type=click.IntRange(1), help="Held-out samples of each task.")
+@click.option(
+    "--per-task", default=200, show_default=True, type=click.IntRange(1), help="Held-out samples of each task."
+)
 def command(run: Path, per_task: int) -> None:
     """Judge the model of a RUN folder on what its data source holds out; write its report."""
     from mmkit.demo import report_on

@@ -335,6 +335,9 @@ def _head_attend(case: Case) -> Iterator[Finding]:
         if stream.attend is not None and stream.attend not in needs.attends:
             fact = f"head {stream.head!r} ({spec.name}) needs attend {' or '.join(sorted(needs.attends))}, not {stream.attend}"
             yield Finding(f"model.streams.{name}.attend", fact, f"write `attend: {sorted(needs.attends)[0]}`")
+        elif stream.noised == "hidden" and (stream.attend or needs.attends[0]) != "block":
+            fact = f"a hidden noised copy needs `attend: block`, not {stream.attend or needs.attends[0]}"
+            yield Finding(f"model.streams.{name}.noised", fact, "write `attend: block`, or leave `noised` out")
 
 
 @_rule("head.condition", BY_PORT)

@@ -194,7 +194,9 @@ class Reading:
     def prune(self, model: nn.Module) -> nn.Module:
         """The model without its classifier and without what comes after the layer that is read."""
         if self.index is not None:
-            model.prune_intermediate_layers([self.index], prune_norm=not self.norm, prune_head=True)
+            # A few models of older timm cannot be cut; what is not read of them is then frozen instead.
+            if hasattr(model, "prune_intermediate_layers"):
+                model.prune_intermediate_layers([self.index], prune_norm=not self.norm, prune_head=True)
         elif hasattr(model, "reset_classifier"):
             # Some heads cannot do without pooling and say so by an assertion; theirs are left, and never run.
             try:
@@ -272,6 +274,12 @@ def _anatomy(name: str, layer: int, norm: bool, size: Pair | None) -> Anatomy:
     inside = Reading(index, norm and final, infos[index]["reduction"], infos[index]["num_chs"])
     end = Reading(None, True, infos[-1]["reduction"], model.num_features)
     native = size or tuple(about["input_size"][1:])
+    if not hasattr(model, "forward_intermediates"):
+        if not (final and norm):
+            raise ContractError(
+                "layer", f"this timm reads {name} at its end only", "upgrade timm, or leave layer and norm out"
+            )
+        inside = end
     for reading in (end, inside) if final and norm else (inside,):
         shape, unused = _measured(reading, model, native)
         if shape:
@@ -354,7 +362,7 @@ def _check_name(name: str) -> None:
 
 def _feature_info(name: str, model: nn.Module) -> list[dict]:
     infos = getattr(model, "feature_info", None)
-    if not infos or not hasattr(model, "forward_intermediates"):
+    if not infos:
         raise ContractError("name", f"{name} gives no features by layer", "name another model of timm.list_models()")
     return list(infos)
 

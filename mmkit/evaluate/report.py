@@ -46,7 +46,9 @@ class Report:
             "title": self.title,
             "facts": dict(self.facts),
             "goals": dict(self.goals),
-            "tasks": {task: {name: rate.as_json() for name, rate in figures.items()} for task, figures in rates.items()},
+            "tasks": {
+                task: {name: rate.as_json() for name, rate in figures.items()} for task, figures in rates.items()
+            },
             "records": [_words(record) for record in self.evaluation.records],
             "log": list(self.log),
             "recipe": self.recipe,

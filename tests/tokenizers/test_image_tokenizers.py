@@ -142,7 +142,7 @@ def test_initial_weights_come_from_the_default_generator_only(name: str) -> None
 @pytest.mark.parametrize("name", LEARNED)
 def test_gradients_reach_every_parameter(name: str) -> None:
     tokenizer, images = make(name), mixed()
-    tokenizer.reconstruct(pictures(50, 2))  # seeds a book, whose codes then lie exactly where some vectors do
+    tokenizer.reconstruct(pictures(50, 32))  # seeds the whole book, whose codes then lie exactly where its vectors do
     result = tokenizer.reconstruct(images)
     assert [image.shape for image in result.contents] == [image.shape for image in images]
     assert all(value.ndim == 0 for value in result.losses.values())
@@ -167,20 +167,21 @@ def test_autocast_keeps_losses_and_tokens_precise(name: str) -> None:
     assert tokens.dtype in (torch.int64, torch.float32)
 
 
-@pytest.mark.parametrize("name", LEARNED)
-def test_sixty_steps_on_simple_images_at_least_halve_the_error_on_others(name: str) -> None:
-    tokenizer = make(name)
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=4e-3)
-    others = pictures(10_000, 32)
+QUICK = {"stride": 4, "patch": 4, "base_dim": 32, "num_res_blocks": 1, "attention": "none"}
+QUICK_TO_LEARN: dict[str, Callable[[], Tokenizer]] = {
+    "kl_vae": lambda: KLVAE(KLVAE.Config(channels=4, **QUICK)),
+    "vq": lambda: VQ(VQ.Config(codebook_size=64, **QUICK)),
+    "vq gradient": lambda: VQ(VQ.Config(codebook_size=64, update="gradient", normalize="none", **QUICK)),
+    "vq rotation": lambda: VQ(VQ.Config(codebook_size=64, estimator="rotation", **QUICK)),
+    "fsq": lambda: FSQ(FSQ.Config(levels=(8, 5, 5), **QUICK)),
+}
 
-    def error() -> float:
-        tokenizer.eval()
-        with torch.no_grad():
-            back = tokenizer.decode(tokenizer.encode(others))
-        tokenizer.train()
-        return torch.stack([(a - b).abs().mean() for a, b in zip(back, others, strict=True)]).mean().item()
 
-    before = error()
+@pytest.mark.parametrize("name", QUICK_TO_LEARN)
+def test_sixty_steps_take_a_third_off_the_error_of_the_best_constant_image(name: str) -> None:
+    torch.manual_seed(0)
+    tokenizer = QUICK_TO_LEARN[name]()
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=2e-3)
     for step in range(60):
         images = pictures(32 * step, 32)
         result = tokenizer.reconstruct(images)
@@ -188,9 +189,14 @@ def test_sixty_steps_on_simple_images_at_least_halve_the_error_on_others(name: s
         (pixel + sum(result.losses.values())).backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = error()
-    print(name, before, after, result.figures)
-    assert after < before / 2, (before, after)
+    tokenizer.eval()
+    others = pictures(10_000, 64)
+    with torch.no_grad():
+        back = torch.stack(tokenizer.decode(tokenizer.encode(others)))
+    wanted = torch.stack(others)
+    error, constant = (back - wanted).abs().mean(), (wanted.median() - wanted).abs().mean()
+    print(name, error, constant, result.figures)
+    assert error < constant * 2 / 3, (error, constant)
 
 
 @pytest.mark.parametrize("cls", [KLVAE, VQ, FSQ, Pixel])
