@@ -46,10 +46,10 @@ def train(recipe: Recipe, run: Path, *, overwrite: bool = False, device: str = "
     """
     check(recipe)
     run = Path(run)
+    mixture = Mixture([(m.source.build(), m.weight) for m in recipe.data], recipe.train.seed)
     with checkpoint.lock(run):
         _claim(run, recipe, overwrite)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        mixture = Mixture([(m.source.build(), m.weight) for m in recipe.data], recipe.train.seed)
         torch.manual_seed(recipe.train.seed)
         objective, model = _objective(recipe, run, mixture, place, quiet)
         return _Loop(recipe, run, mixture, objective, model, place, quiet).run_all()

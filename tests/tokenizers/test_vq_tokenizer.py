@@ -97,5 +97,4 @@ def test_revival_raises_the_use_of_the_book_on_images() -> None:
             optimizer.step()
             optimizer.zero_grad()
         used[revive_after] = result.figures["codebook_use"]
-    print(used)
     assert used[10] > 3 * used[0], used
