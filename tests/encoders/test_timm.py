@@ -140,7 +140,8 @@ def test_earlier_layers_are_those_of_forward_intermediates_and_the_rest_is_not_b
         torch.testing.assert_close(encoder(x)[0], want[0], atol=rounding, rtol=rounding)
     assert encoder.port.width == want.shape[-1] and encoder.grid(size) == tuple(want.shape[1:3])
     count = sum(p.numel() for p in model.parameters())
-    assert sum(p.numel() for p in encoder.parameters()) < count
+    # Where timm cannot cut a model, what is not read of it is frozen.
+    assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) < count
     encoder(x)[0].sum().backward()
     assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
 
