@@ -129,6 +129,7 @@ def test_builds_on_the_meta_device_and_takes_weights_there(name: str) -> None:
     assert {k: (v.shape, v.dtype) for k, v in hollow.state_dict().items()} == {
         k: (v.shape, v.dtype) for k, v in real.state_dict().items()
     }
+    assert hollow.encode(mixed(2))[1].shape == real.encode(mixed(2))[1].shape
     hollow.load_state_dict(real.state_dict(), assign=True)
     assert torch.equal(hollow.encode(mixed(1))[0], real.encode(mixed(1))[0])
 

@@ -5,6 +5,8 @@ Shape suffixes: N vectors, C channels, K codes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ def nearest_code(x_NC: Tensor, codes_KC: Tensor, scores: int = SCORES) -> Tensor
     `torch.argmin` gives the first of equal scores, so ties go to the lowest index.
     """
     dtype = torch.float64 if x_NC.dtype == torch.float64 else torch.float32
-    with torch.autocast(x_NC.device.type, enabled=False):
+    # The meta device, where only shapes are worked out, knows no autocast.
+    with nullcontext() if x_NC.is_meta else torch.autocast(x_NC.device.type, enabled=False):
         codes_KC = codes_KC.to(dtype)
         half_K = codes_KC.square().sum(1) / 2
         codes_CK = codes_KC.T.contiguous()
