@@ -9,7 +9,7 @@ that is computed, not stored: a Feistel network over the smallest fitting power 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -190,7 +190,9 @@ class Mixture:
         digest = hashlib.blake2b(f"{self.seed} {source} {epoch} {index}".encode(), digest_size=8).digest()
         return Place(source, epoch, index, int.from_bytes(digest, "little") >> 1)
 
-    def _following(self, place: Place) -> list[Place]:
+    def _following(self, place: Place) -> Iterator[Place]:
         """A place, and the records after it in file order, which stand in for it should it be bad."""
         size = len(self.sources[place.source])
-        return [replace(place, index=(place.index + i) % size) for i in range(min(_MOST_BAD, size))]
+        yield place
+        for i in range(1, min(_MOST_BAD, size)):
+            yield replace(place, index=(place.index + i) % size)

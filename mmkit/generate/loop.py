@@ -47,7 +47,11 @@ def _forward(
     """One backbone call over all reads; the hidden states of each."""
     if not reads:
         return []
-    new = [(r.row, r.block, r.commit) for r in reads]
+    new = [
+        (r.row, block, commit)
+        for r in reads
+        for block, commit in ((r.block[: r.commit], True), (r.block[r.commit :], False))
+    ]
     cache.reserve(tracker.needed(new))
     plan = tracker.plan(new, model.device)
     block = concatenate([r.block for r in reads])
@@ -98,7 +102,8 @@ def _predict(model: Speaker, waiting: dict[int, Work], hidden: Iterable[Tensor])
         for _ in work.reads:
             states = next(hidden)
             if work.head is not None:
-                wanted.setdefault(work.head, []).append((number, states[len(states) - work.count :]))
+                stop = len(states) - work.after
+                wanted.setdefault(work.head, []).append((number, states[stop - work.count : stop]))
     predicted: dict[int, list[Tensor]] = {}
     for name, items in wanted.items():
         outputs = (

@@ -16,11 +16,11 @@ from mmkit.contracts.segment import Segment
 from mmkit.contracts.values import Feed, Request
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.errors import DataError
-from mmkit.generate.speaker import Line, Program, Read, Speaker, Work, guidance_branches, writer
+from mmkit.generate.speaker import Line, Program, Speaker, Work, guidance_branches, writer
 from mmkit.nn.guidance import FULL, combine
 from mmkit.nn.sampling import Warp, draw_among
 from mmkit.routing import STOP
-from mmkit.sequence.layout import StreamRule, write_mark, write_span
+from mmkit.sequence.layout import Block, StreamRule, concatenate, write_mark, write_span
 
 MAX_TOKENS = 256
 """The length of a text nobody bounded."""
@@ -149,24 +149,16 @@ def _whole(
     model: Speaker, name: str, rule: StreamRule, request: Request, state: Any, lines: dict[str, Line],
     names: Sequence[str], sampling: Sampling,
 ) -> Generator[Work, list[Tensor], Tensor]:  # fmt: skip
-    """A head that iterates over its span: each read of the span is forgotten, the prefix is read once."""
+    """A head that iterates over its span: each read of the span is forgotten, the prefix is read once.
+
+    A ``full`` span is seen by what stands before it, so that is read with it each time, and so is its end mark.
+    """
     head: Head = model.heads[name]
-    prefix = tuple(read for n in names for read in lines[n].flush())
+    prefix = tuple(read for n in names for read in lines[n].prefix())
     if prefix:
         yield Work(prefix)
-    levels = model.router.levels(rule.name, request.grid)
-    spans = [
-        write_span(
-            lines[n].cursor,
-            rule,
-            request.grid,
-            model.router.positions,
-            lead=head.leads,
-            noised=rule.hidden,
-            levels=levels,
-        )[0]
-        for n in names
-    ]
+    spans = [_spread(model, lines[n], rule, request, head.leads) for n in names]
+    after = int(rule.attend == "full" and rule.end >= 0)
     while not state.done:
         feed = head.feed(state)
         x_SD = model.embed(name, feed, (request.count,), (request.grid,), (request.stream,))
@@ -174,10 +166,25 @@ def _whole(
         if feed.lead_ND is not None:
             x_SD = torch.cat([feed.lead_ND.to(x_SD.dtype), x_SD])
             condition = None if condition is None else torch.cat([condition[:1] * 0, condition])
-        reads = tuple(Read(lines[n].row, block, x_SD, condition, False) for n, block in zip(names, spans, strict=True))
-        predictions = yield Work(reads, name, request.count)
+        if after:
+            x_SD = torch.cat([x_SD, model.marks.weight[rule.end : rule.end + 1]])
+            condition = None if condition is None else torch.cat([condition, condition[:1] * 0])
+        reads = tuple(lines[n].look(block, x_SD, condition) for n, block in zip(names, spans, strict=True))
+        predictions = yield Work(reads, name, request.count, after)
         state = head.step(state, _guided(head, names, predictions, state.progress, sampling))
     return head.finish(state)
+
+
+def _spread(model: Speaker, line: Line, rule: StreamRule, request: Request, leads: int) -> Block:
+    """Where the tokens of a span that is iterated over will stand, its end mark with them where they see it."""
+    positions = model.router.positions
+    levels = model.router.levels(rule.name, request.grid)
+    block, cursor = write_span(
+        line.cursor, rule, request.grid, positions, lead=leads, noised=rule.hidden, levels=levels
+    )
+    if rule.attend != "full" or rule.end < 0:
+        return block
+    return concatenate([block, write_mark(cursor, rule, positions)[0]])
 
 
 def _settle(

@@ -40,22 +40,26 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True)
 class Read:
-    """Tokens a branch wants read: where they stand, their embeddings ``[n, D]``, and whether they stay in the cache."""
+    """Tokens a branch wants read: where they stand, their embeddings ``[n, D]``, and how many of the first stay cached."""
 
     row: int
     block: Block
     x_SD: Tensor
     condition_SD: Tensor | None
-    commit: bool
+    commit: int
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a paused program waits for: its branches' reads, and `head`'s prediction at the last `count` tokens of each."""
+    """What a paused program waits for: its branches' reads, and `head`'s prediction at the last `count` tokens of each.
+
+    `after` more tokens follow those, which are read and not asked.
+    """
 
     reads: tuple[Read, ...]
     head: str | None = None
     count: int = 0
+    after: int = 0
 
 
 @dataclass
@@ -72,14 +76,45 @@ class Line:
         self.pending.append((block, x_SD))
         self.cursor = cursor
 
+    @property
+    def settled(self) -> int:
+        """How many tokens of `pending` nothing yet to come can change: those before the first of the ``full`` rank.
+
+        Tokens of that rank see whatever else gets it later, so they, and all that see them, are read anew each time.
+        """
+        count = 0
+        for block, _ in self.pending:
+            if self.cursor.full >= 0 and len(block) and block.rank[0] >= self.cursor.full:
+                break
+            count += len(block)
+        return count
+
+    def prefix(self) -> tuple[Read, ...]:
+        """What is written, not yet read, and settled."""
+        kept, later, count = [], list(self.pending), self.settled
+        while count > sum(len(block) for block, _ in kept):
+            kept.append(later.pop(0))
+        self.pending = later
+        return (self._read(kept, None, count),) if kept else ()
+
     def flush(self) -> tuple[Read, ...]:
-        """All that is written and not yet read, as one read."""
+        """All that is written and not in the cache, as one read; what is not settled stays pending."""
         if not self.pending:
             return ()
-        block = concatenate([b for b, _ in self.pending])
-        x_SD = torch.cat([x for _, x in self.pending])
-        self.pending = []
-        return (Read(self.row, block, x_SD, None, True),)
+        blocks, count = self.pending, self.settled
+        self.prefix()
+        return (self._read(blocks, None, count),)
+
+    def look(self, block: Block, x_SD: Tensor, condition_SD: Tensor | None) -> Read:
+        """Tokens that are read with all that is not settled, and then forgotten."""
+        if self.pending and condition_SD is not None:
+            before = sum(len(b) for b, _ in self.pending)
+            condition_SD = torch.cat([condition_SD.new_zeros(before, condition_SD.shape[1]), condition_SD])
+        return self._read([*self.pending, (block, x_SD)], condition_SD, 0)
+
+    def _read(self, blocks: Sequence[tuple[Block, Tensor]], condition_SD: Tensor | None, commit: int) -> Read:
+        x_SD = torch.cat([x for _, x in blocks])
+        return Read(self.row, concatenate([block for block, _ in blocks]), x_SD, condition_SD, commit)
 
 
 Program = Generator[Work, list[Tensor], list[tuple[str, Tensor]]]

@@ -89,6 +89,8 @@ class Flow(Head[FlowState]):
                 (a backbone that modulates), or ``none``.
             time_scale: what a time in [0, 1] is multiplied by before its sinusoids (BAGEL: 1).
             predict: what the output layer gives: ``velocity``, or ``clean``: the latents without noise, turned into a velocity.
+            error: what the loss is the squared error of: the ``velocity`` or, with ``predict: clean``, the ``clean`` latents,
+                which leaves more of the loss to high noise, where a picture is decided.
             weighting: density of training times before the shift: ``uniform``, or ``logit_normal`` (SD3).
             logit_mean, logit_std: of the logit-normal density; a positive mean favours noise.
             shift: moves times towards noise, for larger images: ``shift * t / (1 + (shift - 1) * t)``.
@@ -102,6 +104,7 @@ class Flow(Head[FlowState]):
         time: Literal["add", "token", "adaln", "none"] = "add"
         time_scale: Positive = 1000.0
         predict: Literal["velocity", "clean"] = "velocity"
+        error: Literal["velocity", "clean"] = "velocity"
         weighting: Literal["uniform", "logit_normal"] = "uniform"
         logit_mean: float = 0.0
         logit_std: Positive = 1.0
@@ -158,7 +161,7 @@ class Flow(Head[FlowState]):
     def loss(self, hidden_SD: Tensor, prepared: Prepared) -> TokenLoss:
         """The mean over channels of the squared error of each token's velocity, in float32."""
         error_SC = self.predict(hidden_SD).float() - prepared.target
-        if self.config.predict == "clean":
+        if self.config.predict == "clean" and self.config.error == "velocity":
             error_SC = error_SC / prepared.level_S[:, None].clamp_min(LEAST_TIME)
         return TokenLoss(error_SC.square().mean(dim=-1), prepared.weight_S, prepared.level_S)
 

@@ -54,6 +54,13 @@ KINDS = {
         "heads": "{say: {type: ar}, paint: {type: masked, steps: 3}}",
         "streams": "    image: {modality: image, from: pixels, attend: block, head: paint}",
     },
+    "full": {
+        "pixels": PIXEL,
+        "heads": "{say: {type: ar}, paint: {type: flow, steps: 3, time: token, guidance: {scale: 2.0, drop: 0.5}}}",
+        "streams": "    told: {modality: text, from: text, attend: full}\n"
+        "    image: {modality: image, from: pixels, attend: full, head: paint}\n"
+        "  reads: {text: [told]}",
+    },
     "janus": {
         "pixels": FSQ.replace("{type", "{connector: {type: mlp}, type"),
         "encoders": "{eye: {type: patch, patch: 8, connector: {type: mlp, merge: 1}}}",

@@ -45,6 +45,7 @@ class Shapes(Source):
             colors: the colours that occur.
             tasks: what is learned: ``caption`` (picture to text), ``generate`` (text to picture), ``answer`` (picture and
                 question to answer), taken in turn.
+            questions: how many different ones an ``answer`` sample asks, each followed by its answer; a held-out one asks one.
             grid: rows and columns of the coarse grid that shapes stand on.
             scale: smallest and largest size of a shape, as a share of the largest its cell can hold.
             jitter: share of the room in its cell that a shape's place varies over.
@@ -68,6 +69,7 @@ class Shapes(Source):
             ...,
         ] = ("red", "green", "blue", "yellow", "purple", "orange")  # fmt: skip
         tasks: tuple[Literal["caption", "generate", "answer"], ...] = ("caption", "generate", "answer")
+        questions: Count = 1
         grid: Literal[2, 3, 4] = 2
         scale: tuple[Fraction, Fraction] = (0.85, 1.0)
         jitter: Fraction = 1.0
@@ -136,10 +138,22 @@ class Shapes(Source):
             words = said if self.config.phrasing == "canonical" else language.prompt(scene, rng)
             segments = (Segment("text", words), Segment("image", image, "target"))
         else:
-            asked = language.question(scene, self.world, rng)
-            facts |= {"question": asked.kind, "asked": asked.text, "answer": asked.answer}
-            segments = (Segment("image", image), Segment("text", asked.text), Segment("text", asked.answer, "target"))
+            asked = self._asked(scene, rng)
+            facts |= {"question": asked[0].kind, "asked": asked[0].text, "answer": asked[0].answer}
+            talk = (s for q in asked for s in (Segment("text", q.text), Segment("text", q.answer, "target")))
+            segments = (Segment("image", image), *talk)
         return Sample(f"shapes/{side}/{self.config.seed}-{index}-{seed}", segments, task, facts)
+
+    def _asked(self, scene: Scene, rng: random.Random) -> list[language.Question]:
+        """Different questions about a scene, as many as this side asks; fewer where chance finds no more."""
+        count = 1 if self._apart else self.config.questions
+        asked: dict[str, language.Question] = {}
+        for _ in range(4 * count):
+            found = language.question(scene, self.world, rng)
+            asked.setdefault(found.text, found)
+            if len(asked) == count:
+                break
+        return list(asked.values())
 
     def judge(self, sample: Sample, contents: list[Any]) -> dict[str, bool]:
         """``right``, and of what it is made.
