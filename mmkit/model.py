@@ -291,13 +291,13 @@ class UnifiedModel(nn.Module):
         for (span, index), stream in zip(spans, streams, strict=True):
             source = self.recipe.model.streams[stream].source
             value = folded[source][index]
-            flat = value.reshape(span.length, *value.shape[len(span.grid) :])
+            flat = value.flatten(0, len(span.grid) - 1)
             if head.vocabulary is not None:
                 flat = flat + head.vocabulary.of(stream).offset
                 rule = self.router.rules[stream]
                 if rule.open:
                     end = head.vocabulary.of(MARKS).offset + rule.end
-                    flat = torch.cat([flat, flat.new_full((1,), end)])
+                    flat = torch.cat([flat, flat.new_full((self.router.learned(span) - len(flat),), end)])
             tokens.append(flat)
             lengths.append(len(flat))
         generators = tuple(

@@ -74,7 +74,7 @@ class Joint:
     def _targets(self, batch: Batch) -> dict[str, int]:
         """Target tokens of each head in a batch, known from its layout alone."""
         counts = {
-            name: sum(s.length + self.model.router.rules[self.model.router.names[s.stream]].open for s, _ in spans)
+            name: sum(self.model.router.learned(span) for span, _ in spans)
             for name, spans in batch.targets.items()
         }
         chooser = self.model.router.chooser

@@ -80,6 +80,11 @@ class Router:
                 f"streams.{name}.marks", "a text stream that is generated needs its end mark to know where to stop",
                 "leave `marks` out", rule="stream.marks",
             )  # fmt: skip
+        if is_open and stream.noised == "hidden" and self._heads[stream.head].length is not None:
+            raise ContractError(
+                f"streams.{name}.noised", "a text that is filled up with end marks has no clean copy", "leave `noised` out",
+                rule="stream.noised",
+            )  # fmt: skip
         return StreamRule(
             index, name, self._attend(stream), stream.noised == "hidden", stream.position == "shared", stream.enters == "cross",
             is_open, self.marks.get(f"{name}.begin", -1), self.marks.get(f"{name}.end", -1),
@@ -129,11 +134,17 @@ class Router:
         return readers
 
     def grid(self, stream: str, segment: Segment, tokens: Tensor | None) -> tuple[int, ...]:
-        """The token grid of a segment in a stream."""
+        """The token grid of a segment in a stream. Raises `DataError` on a text that its head has no room for."""
         source = self.model.streams[stream].source
         connector = self._connectors[source]
         if tokens is not None:
-            return connector.grid(tuple(tokens.shape))
+            length = self._filled(stream) if segment.role == "target" else None
+            if length is not None and len(tokens) > length:
+                raise DataError(
+                    f"stream {stream!r}", f"a text of {len(tokens)} tokens, and its head learns {length}",
+                    f"raise heads.{self.model.streams[stream].head}.length, or make texts shorter",
+                )  # fmt: skip
+            return connector.grid(tuple(tokens.shape)) if length is None else (length,)
         size = self.modalities[segment.modality].size(segment.content)
         return connector.grid(self._grids[source].grid(size))
 
@@ -146,6 +157,15 @@ class Router:
         """The lengths of a span's levels where its stream attends by level."""
         stream_of = self.model.streams[stream]
         return self._grids[stream_of.source].levels(grid) if self._attend(stream_of) == "level" else ()
+
+    def learned(self, span: Span) -> int:
+        """How many tokens a head learns of a target's span: an open one ends with a mark that is learned too."""
+        return span.length + int(self.rules[self.names[span.stream]].open and self._filled(self.names[span.stream]) is None)
+
+    def _filled(self, stream: str) -> int | None:
+        """The length that a stream's open spans are filled up to with end marks, where its head wants that."""
+        of = self.model.streams[stream]
+        return self._heads[of.head].length if of.head and self.rules[stream].open else None
 
     def guided(self, stream: str) -> bool:
         """True where a stream's head is guided: its options ask for it, and the stream is not running text (one head may

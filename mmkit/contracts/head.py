@@ -50,6 +50,9 @@ class Head(Part, Generic[StateT]):
     guidance: Guidance | None = None
     vocabulary: Vocabulary | None = None
     """The ids this head speaks, for heads over codes."""
+    length: int | None = None
+    """Tokens of a span of open length, filled up with end marks; None where a span is as long as its content and one end mark
+    follows it."""
 
     def __init__(self, config: Any, targets: Sequence[TargetPort], marks: int, dim: int) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ def predicted(model: UnifiedModel, example: Example) -> dict[str, int]:
         name = model.router.names[span.stream]
         head = model.recipe.model.streams[name].head
         if span.target and head:
-            counts[head] += span.length + int(model.router.rules[name].open)
+            counts[head] += model.router.learned(span)
     if model.router.chooser:
         counts[model.router.chooser] += len(example.layout.choices)
     return counts

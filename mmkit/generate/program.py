@@ -101,7 +101,7 @@ def _request(model: Speaker, segment: Segment, stream: str, head: Head, sampling
     router = model.router
     end = None
     if router.rules[stream].open:
-        grid: tuple[int, ...] = (segment.max_tokens or MAX_TOKENS,)
+        grid: tuple[int, ...] = (segment.max_tokens or head.length or MAX_TOKENS,)
         end = head.vocabulary.of(MARKS).offset + router.rules[stream].end
     else:
         size = segment.size or model.sizes.get(segment.modality)
@@ -192,6 +192,8 @@ def _settle(
 ) -> None:
     """Writes what was generated into a branch, as training would have laid it out, and its end mark."""
     positions = model.router.positions
+    if rule.open and model.heads[name].length:
+        tokens = torch.cat([tokens, tokens.new_full((request.count - len(tokens),), request.end)])
     grid = (len(tokens),) if rule.open else request.grid
     if rule.hidden:
         _, line.cursor = write_span(line.cursor, rule, grid, positions, noised=True)

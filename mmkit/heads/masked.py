@@ -92,7 +92,8 @@ class Masked(Head[MaskedState]):
     (MaskGIT). With the linear schedule and ``weighting: inverse`` that is the likelihood bound of LLaDA (Nie et al. 2025),
     whose expectation over the number of masked tokens it draws directly.
 
-    In an open stream all `max_tokens` of a span are filled in, and the text stops at the first end mark.
+    A span of an open stream has `length` tokens, of which those after the text are end marks, learned like all others; the
+    generated text stops at the first (LLaDA).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ class Masked(Head[MaskedState]):
             temperature: of the draw of codes; 0 takes the likeliest.
             choice_temperature: of the Gumbel noise on confidences, falling linearly to 0 over a block's iterations; 0 keeps
                 the surest tokens.
+            length: tokens of a span of running text; a longer text is refused.
             top_k: draw among the k likeliest codes only; 0 for all.
             top_p: draw among the fewest codes whose probabilities sum to this.
             guidance: classifier-free guidance on logits.
@@ -120,6 +122,7 @@ class Masked(Head[MaskedState]):
         blocks: Count = 1
         temperature: NonNegative = 1.0
         choice_temperature: NonNegative = 4.5
+        length: Count = 64
         top_k: Size = 0
         top_p: Fraction = 1.0
         guidance: Guidance | None = None
@@ -131,6 +134,7 @@ class Masked(Head[MaskedState]):
         super().__init__(config, targets, marks, dim)
         self.config = config
         self.guidance = config.guidance
+        self.length = config.length
         self.vocabulary = joint_vocabulary(targets, marks)
         self.output = CodeOutput(self.vocabulary, dim)
         self.mask_D = nn.Parameter(nn.init.normal_(torch.empty(dim), std=0.02))

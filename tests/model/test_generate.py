@@ -79,17 +79,51 @@ def _encoding(encode: Callable[..., list[Tensor]], text: str, codes: Tensor) -> 
     return lambda contents: [codes if c == text else encode([c])[0] for c in contents]
 
 
-@pytest.mark.parametrize("kind", ["transfusion", "hidden", "adaln", "moe", "show-o", "full"])
+@pytest.mark.parametrize("kind", ["transfusion", "hidden", "adaln", "moe", "show-o", "full", "mmada"])
 def test_image_cached_is_uncached(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first evaluation of a span over the cache equals training's forward pass with the same feed."""
-    model = awake(tiny.model(kind))
-    head = model.heads["paint"]
+    sample = Sample("s", (Segment("text", "a red circle"), Segment("image", torch.zeros(3, 24, 24), "target")))
+    check_span(awake(tiny.model(kind)), ["a red circle", mmkit.Image()], sample, monkeypatch)
+
+
+def test_masked_text_cached_is_uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that is filled in has the same length in training, whatever it says, as in generation."""
+    image = torch.rand(3, 24, 24)
+    sample = Sample("s", (Segment("image", image), Segment("text", "why"), Segment("text", "so it is", "target")))
+    check_span(awake(tiny.model("mmada")), [image, "why", mmkit.Text()], sample, monkeypatch)
+
+
+def test_what_was_filled_in_is_read_as_training_lays_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = awake(tiny.model("mmada"))
+    with monkeypatch.context() as patch:
+        plans = recorded(model.backbone, "forward", patch, lambda args, _: len(args[0].x_TD))
+        model.generate(["why", mmkit.Text(), "and", mmkit.Text()], seed=1)
+    (batch,) = model.batches(
+        [
+            Sample("s", tuple(Segment("text", t, r) for t, r in zip(["why", "", "and", ""], ["input", "target"] * 2, strict=True)))
+        ],
+        step=0, budget=4096,
+    )  # fmt: skip
+    assert plans[-1] == len(batch.layout)
+
+
+def test_a_text_too_long_to_fill_in() -> None:
+    model = tiny.model("mmada")
+    with pytest.raises(DataError, match=r"a text of 13 tokens, and its head learns 12\W.*heads\.mind\.length"):
+        model.batches([Sample("s", (Segment("text", "x" * 13, "target"),))], step=0, budget=4096)
+
+
+def check_span(
+    model: mmkit.UnifiedModel, prompt: list[Any], sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a head predicts first when it fills a prompt's blank, against training's forward pass with the same feed."""
+    (name,) = {model.recipe.model.streams[s].head for s in model.router.streams(sample.segments[-1])}
+    head = model.heads[name]
     with monkeypatch.context() as patch:
         feeds = recorded(head, "feed", patch, lambda _, result: result)
         predictions = recorded(head, "predict", patch, lambda _, result: result)
-        model.generate(["a red circle", mmkit.Image()], Sampling(guidance_scale=1.0))
-    sample = Sample("s", (Segment("text", "a red circle"), Segment("image", torch.zeros(3, 24, 24), "target")))
-    model.router._heads["paint"].guidance = None
+        model.generate(prompt, Sampling(guidance_scale=1.0))
+    head.guidance = None
 
     def prepare(targets: Any) -> Prepared:
         return Prepared(feeds[0], torch.zeros_like(feeds[0].tokens), torch.ones(len(feeds[0].tokens)))

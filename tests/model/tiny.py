@@ -15,7 +15,7 @@ model:
   backbone: {backbone}
   heads: {heads}
   streams:
-    text:  {{modality: text, from: text, head: say}}
+    text:  {text}
 {streams}
 data: [{{type: shapes, size: 24}}]
 train: {{steps: 4, batch_samples: 4, batch_tokens: 2048, warmup: 1, loss_weights: {{}}}}
@@ -61,6 +61,12 @@ KINDS = {
         "    image: {modality: image, from: pixels, attend: full, head: paint}\n"
         "  reads: {text: [told]}",
     },
+    "mmada": {
+        "pixels": FSQ,
+        "text": "{modality: text, from: text, attend: full, head: mind}",
+        "heads": "{mind: {type: masked, steps: 3, length: 12, weighting: inverse, schedule: linear}}",
+        "streams": "    image: {modality: image, from: pixels, attend: full, head: mind}",
+    },
     "janus": {
         "pixels": FSQ.replace("{type", "{connector: {type: mlp}, type"),
         "encoders": "{eye: {type: patch, patch: 8, connector: {type: mlp, merge: 1}}}",
@@ -79,7 +85,7 @@ KINDS = {
 
 def recipe(kind: str, *overrides: str) -> Recipe:
     """The tiny recipe of a kind."""
-    options = {"encoders": "{}", "backbone": DENSE, **KINDS[kind]}
+    options = {"encoders": "{}", "backbone": DENSE, "text": "{modality: text, from: text, head: say}", **KINDS[kind]}
     return loads(BASE.format(**options), overrides)
 
 

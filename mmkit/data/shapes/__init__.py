@@ -44,7 +44,7 @@ class Shapes(Source):
             shapes: the shapes that occur.
             colors: the colours that occur.
             tasks: what is learned: ``caption`` (picture to text), ``generate`` (text to picture), ``answer`` (picture and
-                question to answer), taken in turn.
+                question to answer), taken in turn; one that is listed twice has twice the share.
             questions: how many different ones an ``answer`` sample asks, each followed by its answer; a held-out one asks one.
             grid: rows and columns of the coarse grid that shapes stand on.
             scale: smallest and largest size of a shape, as a share of the largest its cell can hold.
@@ -189,10 +189,12 @@ class Shapes(Source):
 
 def _check(config: Shapes.Config) -> None:
     """Raises `ContractError` on options that do not go together."""
-    for option in ("shapes", "colors", "tasks"):
+    for option in ("shapes", "colors"):
         values = getattr(config, option)
         if not values or len(set(values)) < len(values):
             raise ContractError(option, "it is empty or names one thing twice", "list each once")
+    if not config.tasks:
+        raise ContractError("tasks", "it is empty", "list one or more")
     if config.size < SMALLEST_CELL * config.grid:
         raise ContractError(
             "size", f"{config.size} pixels are too few for a grid of {config.grid}",
