@@ -6,8 +6,9 @@ under any packing, accumulation or sharding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -74,8 +75,7 @@ class Joint:
     def _targets(self, batch: Batch) -> dict[str, int]:
         """Target tokens of each head in a batch, known from its layout alone."""
         counts = {
-            name: sum(self.model.router.learned(span) for span, _ in spans)
-            for name, spans in batch.targets.items()
+            name: sum(self.model.router.learned(span) for span, _ in spans) for name, spans in batch.targets.items()
         }
         chooser = self.model.router.chooser
         if chooser and batch.layout.choices:
@@ -138,7 +138,7 @@ class Reconstruct:
             distance = torch.cat([perceptual_distance(self._maps, b[None], a[None]) for a, b in pairs]).mean()
             terms["perceptual"] = (distance, self.weights.perceptual)
         if self.discriminator is not None and step >= self.weights.adversarial_start:
-            terms.update(self._adversarial(tokenizer, torch.stack(list(contents)), torch.stack(list(outputs)), terms))
+            terms.update(self._adversarial(tokenizer, contents, outputs, terms))
         return terms
 
     def _maps(self, images_B3HW: Tensor) -> list[Tensor]:
@@ -146,16 +146,27 @@ class Reconstruct:
         return [torch.stack(self.features(list(images_B3HW))).movedim(-1, 1)]
 
     def _adversarial(
-        self, tokenizer: nn.Module, real: Tensor, fake: Tensor, terms: Mapping[str, tuple[Tensor, float]]
-    ) -> dict[str, tuple[Tensor, float]]:
+        self, tokenizer: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor],
+        terms: Mapping[str, tuple[Tensor, float]],
+    ) -> dict[str, tuple[Tensor, float]]:  # fmt: skip
         """The tokenizer is scored by a discriminator held still, the discriminator by pictures held still: one backward."""
         still = {k: v.detach() for k, v in self.discriminator.named_parameters()}
-        scored = torch.func.functional_call(self.discriminator, still, (fake,))
-        adversarial = hinge_generator(scored)
+        frozen = partial(torch.func.functional_call, self.discriminator, still)
+        adversarial = hinge_generator(_scores(frozen, fake))
         reconstruction = torch.stack([value * weight for value, weight in terms.values()]).sum()
         balance = adaptive_weight(reconstruction, adversarial, tokenizer.last_weight)
-        seen = hinge_discriminator(self.discriminator(real), self.discriminator(fake.detach()))
+        seen = hinge_discriminator(
+            _scores(self.discriminator, real), _scores(self.discriminator, [image.detach() for image in fake])
+        )
         return {
             "adversarial": (adversarial, float(balance) * self.weights.adversarial),
             "discriminator": (seen, 1.0),
         }
+
+
+def _scores(discriminator: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
+    """The scores of all patches of all images ``[n]``, one call for each size among them."""
+    sizes: dict[tuple[int, ...], list[Tensor]] = {}
+    for image in images:
+        sizes.setdefault(tuple(image.shape), []).append(image)
+    return torch.cat([discriminator(torch.stack(group)).flatten() for group in sizes.values()])

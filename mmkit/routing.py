@@ -160,7 +160,9 @@ class Router:
 
     def learned(self, span: Span) -> int:
         """How many tokens a head learns of a target's span: an open one ends with a mark that is learned too."""
-        return span.length + int(self.rules[self.names[span.stream]].open and self._filled(self.names[span.stream]) is None)
+        return span.length + int(
+            self.rules[self.names[span.stream]].open and self._filled(self.names[span.stream]) is None
+        )
 
     def _filled(self, stream: str) -> int | None:
         """The length that a stream's open spans are filled up to with end marks, where its head wants that."""

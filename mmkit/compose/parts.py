@@ -20,6 +20,19 @@ PLAIN_KINDS = frozenset(("positions", "router", "source", "modality"))
 """Kinds without weights of their own, so without the keys common to parts."""
 CONNECTED_KINDS = frozenset(("encoder", "tokenizer"))
 COMMON: dict[str, Any] = {"weights": str | None, "frozen": bool, "lr_scale": NonNegative}
+RESERVED = frozenset(
+    """
+    T_destination add_module apply bfloat16 buffers call_super_init children clear compile copy cpu cuda double
+    dump_patches eval extra_repr float forward fromkeys get get_buffer get_extra_state get_parameter get_submodule
+    half ipu items keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters
+    parameters pop popitem register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule setdefault share_memory state_dict to
+    to_empty train training type update values xpu zero_grad
+    """.split()
+)
+"""The methods of `torch.nn.ModuleDict` and `ParameterDict`, written down so that names are checked without torch."""
 
 
 def common_keys(kind: str) -> tuple[str, ...]:
@@ -52,6 +65,10 @@ class RecipeTyper(Typer):
 
     def name(self, name: str, path: Path_) -> bool:
         """True where a name can be part of a parameter's name; a mistake otherwise."""
+        if name in RESERVED:
+            fact = f"{name!r} is what a method of torch's modules is called, so nothing can be stored under it"
+            self.report(path, fact, "choose another name", "name.reserved", key=True)
+            return False
         if name.isascii() and name.replace("-", "_").isidentifier():
             return True
         self.report(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmkit.compose.parts import RESERVED
+
 GOOD = Path(__file__).parent / "mistakes" / "good.yaml"
 
 
@@ -50,3 +52,10 @@ def test_checking_a_recipe_with_typing_mistakes() -> None:
 def test_checking_ports_does() -> None:
     """So that the tests above are known to be able to fail."""
     assert imports_torch(COMMAND, "check", str(GOOD))
+
+
+def test_reserved_names_are_those_of_torch():
+    from torch import nn
+
+    taken = {name for module in (nn.ModuleDict(), nn.ParameterDict()) for name in dir(module) if name[0] != "_"}
+    assert taken <= RESERVED

@@ -113,9 +113,7 @@ def test_a_text_too_long_to_fill_in() -> None:
         model.batches([Sample("s", (Segment("text", "x" * 13, "target"),))], step=0, budget=4096)
 
 
-def check_span(
-    model: mmkit.UnifiedModel, prompt: list[Any], sample: Sample, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def check_span(model: mmkit.UnifiedModel, prompt: list[Any], sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a head predicts first when it fills a prompt's blank, against training's forward pass with the same feed."""
     (name,) = {model.recipe.model.streams[s].head for s in model.router.streams(sample.segments[-1])}
     head = model.heads[name]

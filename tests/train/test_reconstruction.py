@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -54,6 +56,13 @@ def test_with_a_discriminator_from_its_start_on(tokenizer, tmp_path):
     kept = checkpoint.read(last)
     assert any(name.startswith("discriminator.") for name in kept.model())
     assert not any("discriminator" in name for name in kept.part("tokenizers.pixels"))
+
+
+def test_a_discriminator_sees_pictures_of_several_sizes(tmp_path):
+    other = loads(ALONE.replace("size: 24", "size: 32").format(tokenizer=KL_VAE)).data
+    mixed = alone(KL_VAE, "train.steps=2", "train.reconstruction={adversarial: 0.5}")
+    train(replace(mixed, data=(*mixed.data, *other)), tmp_path, quiet=True)
+    assert all(record["pixels.discriminator"] > 0 for record in lines(tmp_path))
 
 
 def test_the_discriminator_learns(tmp_path):
