@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmkit.checkpoint import tensors
 from mmkit.checkpoint.reference import Reference, parse
 from mmkit.checkpoint.state import open_run
+from mmkit.contracts.part import Part
 from mmkit.errors import CheckpointError
 
 UNTRUSTED = (".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".th")
@@ -23,11 +24,14 @@ _CONVERT = (
 def load_part(module: nn.Module, reference: str, path: str) -> None:
     """Loads the weights a reference names into the part at `path` of the recipe (``encoders.eye``).
 
-    Of a run, the part of the same path unless the reference names another, averaged weights where the run kept them.
+    Of a run, the part of the same path unless the reference names another, averaged weights where the run kept them. What
+    others published goes through the part's `from_published`.
     Raises one `CheckpointError` with all names that are missing, unexpected, or of another shape or kind; the module is
     then as it was.
     """
     found = find(reference, path)
+    if isinstance(module, Part) and parse(reference).kind != "run" and found.keys() != module.state_dict().keys():
+        found = module.from_published(found)
     alone = _self_loading(module)
     _compare(module, found, alone, reference, path)
     if alone:

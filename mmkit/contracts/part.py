@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Part(nn.Module, ABC):
@@ -18,6 +18,13 @@ class Part(nn.Module, ABC):
 
     Config: ClassVar[Any]
     """The keyword-only frozen dataclass of this part's options."""
+
+    def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a checkpoint from elsewhere under this part's names: as they are, unless a part knows better.
+
+        Raises `CheckpointError` where they are another model's.
+        """
+        return tensors
 
     def after_step(self) -> None:
         """Called once after each optimizer step, on every rank: what balances itself by counting does so here."""

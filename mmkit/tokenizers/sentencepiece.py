@@ -48,14 +48,15 @@ class SentencePiece(Tokenizer):
             model: path of a ``.model`` file.
             vocab_size: how many codes there are. Training learns that many pieces at most, fewer from little text; codes
                 beyond them stand for nothing.
-            kind: ``unigram`` or ``bpe``, for training.
+            kind: ``bpe`` or ``unigram``, for training. From little text BPE learns whole words, and unigram little more than
+                letters.
             character_coverage: share of the training text's characters that get pieces of their own; the others are spelled
                 in bytes.
         """
 
         vocab_size: Count | None = None
         model: str | None = None
-        kind: Literal["unigram", "bpe"] = "unigram"
+        kind: Literal["bpe", "unigram"] = "bpe"
         character_coverage: Fraction = 0.9995
 
     def __init__(self, config: Config) -> None:

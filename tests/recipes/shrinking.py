@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mmkit import registry
 from mmkit.compose import load
 from mmkit.compose.recipe import Recipe
 
 SHIPPED = sorted(registry.load().recipes)
+ON_FILES = {"cifar10": "cifar10_jpeg"}
+"""Recipes that train on files no clone has, and the folder of the shared data that holds those."""
 
 
-def shrunk(name: str, *overrides: str, steps: int = 3) -> Recipe:
+def placed(name: str, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The overrides that say where a recipe's files are. Skips the test where they are not on this machine."""
+    if name not in ON_FILES:
+        return ()
+    shared = request.getfixturevalue("shared_data")
+    if not (shared / ON_FILES[name]).is_dir():
+        pytest.skip(f"no {ON_FILES[name]} in {shared}")
+    return (f"data.0.root={shared}",)
+
+
+def shrunk(name: str, *overrides: str, steps: int = 20) -> Recipe:
     """A shipped recipe with fewer layers, channels, samples and steps; its parts and wiring are its own."""
     model = load(name).model
     small = [

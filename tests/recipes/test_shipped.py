@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from shrinking import SHIPPED, shrunk
+from shrinking import SHIPPED, placed, shrunk
 
 import mmkit
 from mmkit import recipes
@@ -83,24 +83,29 @@ def test_its_model_is_short(name):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A short run of each shipped recipe, made once: its folder by name."""
-    made: dict[str, Path] = {}
+def runs():
+    """The folders of the short runs, by recipe."""
+    return {}
+
+
+@pytest.fixture
+def trained(runs, tmp_path_factory, request):
+    """A short run of a shipped recipe, made once: its folder."""
 
     def run(name):
-        if name not in made:
+        if name not in runs:
             folder = tmp_path_factory.getbasetemp() / f"shipped-{name}"
-            train(shrunk(name), folder, quiet=True)
-            made[name] = folder
-        return made[name]
+            train(shrunk(name, *placed(name, request)), folder, quiet=True)
+            runs[name] = folder
+        return runs[name]
 
     return run
 
 
-def samples_of(folder, name):
+def samples_of(folder):
     """What a trained recipe makes of each task of its own data, texts kept short."""
     model = mmkit.load(folder)
-    recipe = load(name)
+    recipe = model.recipe
     done = {}
     for sample in Mixture([(m.source.build(), m.weight) for m in recipe.data], 0).draw(0, 8):
         if sample.task not in done:
@@ -115,10 +120,10 @@ def samples_of(folder, name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_trains_and_samples(name, trained):
     log = [json.loads(line) for line in (trained(name) / "log.jsonl").read_text().splitlines()]
-    assert len(log) == 3 and all(math.isfinite(value) for record in log for value in record.values())
+    assert len(log) == 20 and all(math.isfinite(value) for record in log for value in record.values())
     if load(name).model.backbone is None:
         return
-    for sample, contents in samples_of(trained(name), name).values():
+    for sample, contents in samples_of(trained(name)).values():
         wanted = [s for s in sample.segments if s.role == "target"]
         assert len(contents) == len(wanted) > 0
         for segment, content in zip(wanted, contents, strict=True):
@@ -164,9 +169,9 @@ def test_it_is_what_its_golden_file_says(name, trained, request):
     assert found["recipe"] == kept["recipe"]
     assert found["parameters"] == kept["parameters"]
     assert [loss.keys() for loss in found["losses"]] == [loss.keys() for loss in kept["losses"]]
-    for now, then in zip(found["losses"], kept["losses"], strict=True):
-        # fp32 rounds at 6e-8, and another CPU sums in another order; three steps of training amplify that.
-        assert now == pytest.approx(then, rel=1e-4)
+    for step, (now, then) in enumerate(zip(found["losses"], kept["losses"], strict=True)):
+        # fp32 rounds at 6e-8, and another CPU sums in another order; every step of training amplifies that.
+        assert now == pytest.approx(then, rel=1e-4 if step < 3 else 1e-2)
 
 
 def test_every_golden_file_has_its_recipe():
