@@ -109,7 +109,8 @@ def _training(
 
     def train_ours() -> int:
         tokens = 0
-        for share in objective.shares(mixture.draw(next(steps), 64), 0):
+        step = next(steps)
+        for share in objective.shares(objective.prepare(mixture.draw(step, 64), step), step):
             share.loss.backward()
             tokens += share.tokens
         ours.step()

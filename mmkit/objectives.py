@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from mmkit.nn.discriminator import PatchDiscriminator, adaptive_weight, hinge_di
 from mmkit.nn.perceptual import perceptual_distance
 from mmkit.routing import Batch
 
+Work = TypeVar("Work")
+
 
 @dataclass(frozen=True)
 class Share:
@@ -34,14 +36,18 @@ class Share:
     samples: tuple[str, ...]
 
 
-class Objective(Protocol):
-    """What the trainer needs: modules to train, by the path prefix their tensors are stored under, and a step's shares."""
+class Objective(Protocol[Work]):
+    """What the trainer needs: modules to train, by the path prefix their tensors are stored under, and a step's shares.
+
+    `prepare` does what needs no weights, and the trainer calls it for the next step while this one runs, in another thread.
+    """
 
     def modules(self) -> Mapping[str, nn.Module]: ...
-    def shares(self, samples: Sequence[Sample], step: int) -> Iterator[Share]: ...
+    def prepare(self, samples: Sequence[Sample], step: int) -> Work: ...
+    def shares(self, work: Work, step: int) -> Iterator[Share]: ...
 
 
-class Joint:
+class Joint(Objective[Sequence[Batch]]):
     """All heads of a unified model at once, each loss averaged over the step's target tokens of that head."""
 
     def __init__(self, model: UnifiedModel) -> None:
@@ -52,21 +58,25 @@ class Joint:
         """The model, stored without a prefix."""
         return {"": self.model}
 
-    def shares(self, samples: Sequence[Sample], step: int) -> Iterator[Share]:
-        """One share per pack of at most `batch_tokens` tokens."""
-        batches = self.model.batches(samples, step=step, budget=self.train.batch_tokens)
+    def prepare(self, samples: Sequence[Sample], step: int) -> Sequence[Batch]:
+        """The samples laid out, in packs of at most `batch_tokens` tokens."""
+        return self.model.batches(samples, step=step, budget=self.train.batch_tokens)
+
+    def shares(self, work: Sequence[Batch], step: int) -> Iterator[Share]:
+        """One share per pack."""
+        count = sum(len(batch.samples) for batch in work)
         totals: dict[str, int] = {}
-        for batch in batches:
+        for batch in work:
             for name, count in self._targets(batch).items():
                 totals[name] = totals.get(name, 0) + count
-        for batch in batches:
+        for batch in work:
             losses = self.model(batch)
             terms, figures = [], {}
             for name, loss in losses.heads.items():
                 weighted = (loss.value_S.float() * loss.weight_S).sum()
                 terms.append(self.train.loss_weights.get(name, 1.0) * weighted / totals[name])
                 figures[name] = (float(weighted.detach()), float(loss.weight_S.sum()))
-            share = len(batch.samples) / len(samples)
+            share = len(batch.samples) / count
             for name, value in losses.auxiliary.items():
                 terms.append(value * share)
                 figures[name] = (float(value.detach()) * share, share)
@@ -83,7 +93,7 @@ class Joint:
         return counts
 
 
-class Reconstruct:
+class Reconstruct(Objective[Sequence[Sample]]):
     """A tokenizer's contents in and out again: pixel losses, its own terms, and optional perceptual and adversarial ones."""
 
     def __init__(self, recipe: Recipe, tokenizers: nn.ModuleDict, features: nn.Module | None = None) -> None:
@@ -98,14 +108,18 @@ class Reconstruct:
         found: dict[str, nn.Module] = {f"tokenizers.{n}": t for n, t in self.tokenizers.items()}
         return found if self.discriminator is None else {**found, "discriminator": self.discriminator}
 
-    def shares(self, samples: Sequence[Sample], step: int) -> Iterator[Share]:
+    def prepare(self, samples: Sequence[Sample], step: int) -> Sequence[Sample]:
+        """The samples as they are."""
+        return samples
+
+    def shares(self, work: Sequence[Sample], step: int) -> Iterator[Share]:
         """One share: every tokenizer that reconstruction trains reconstructs every content of its modality."""
         terms, figures, size = [], {}, 0
         torch.manual_seed(derive(self.seed, step, "reconstruct"))
         for name, tokenizer in self.tokenizers.items():
             if not tokenizer.port.trained_by_reconstruction:
                 continue
-            contents = self._contents(samples, tokenizer, step)
+            contents = self._contents(work, tokenizer, step)
             size += sum(content.numel() for content in contents)
             result = tokenizer.reconstruct(contents)
             for key, (value, weight) in self._terms(tokenizer, contents, result.contents, step).items():
@@ -115,7 +129,7 @@ class Reconstruct:
                 terms.append(value)
                 figures[f"{name}.{key}"] = (float(value.detach()), 1.0)
             figures.update({f"{name}.{key}": (float(value), 1.0) for key, value in result.figures.items()})
-        yield Share(torch.stack(terms).sum(), figures, size, tuple(s.id for s in samples))
+        yield Share(torch.stack(terms).sum(), figures, size, tuple(s.id for s in work))
 
     def _contents(self, samples: Sequence[Sample], tokenizer: nn.Module, step: int) -> list[Tensor]:
         """What a tokenizer is shown, on its device."""

@@ -24,9 +24,10 @@ from mmkit.compose.wiring import seeded
 from mmkit.contracts.part import Part
 from mmkit.contracts.tokenizer import Tokenizer
 from mmkit.data.mixture import Mixture
+from mmkit.data.prefetch import prefetch
 from mmkit.errors import CheckpointError, DataError, MmkitError
 from mmkit.model import UnifiedModel, load_weights
-from mmkit.objectives import Joint, Objective, Reconstruct
+from mmkit.objectives import Joint, Objective, Reconstruct, Share
 from mmkit.progress import Progress, show_table
 from mmkit.samples import draw_samples
 
@@ -217,8 +218,9 @@ class _Loop:
             show_table(self.recipe, self.named, self._scale, self.options.lr)
         last = checkpoint.latest(self.run)
         with _signals(self), Progress(self.options.steps, self.step, quiet=self.quiet) as progress:
+            coming = prefetch(self._prepare, range(self.step, self.options.steps))
             while self.step < self.options.steps:
-                figures = self._train_step()
+                figures = self._train_step(*next(coming))
                 self.step += 1
                 progress.update(self.step, figures)
                 if self.step % self.options.log_every == 0 or self.step == self.options.steps:
@@ -244,17 +246,21 @@ class _Loop:
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0 and self.step < self.options.steps
 
-    def _train_step(self) -> dict[str, float]:
+    def _prepare(self, step: int) -> tuple[list[str], Any]:
+        """What a step trains on, and the ids of its samples; depends on nothing that training changes."""
+        samples = self.mixture.draw(step, self.options.batch_samples)
+        return [sample.id for sample in samples], self.objective.prepare(samples, step)
+
+    def _train_step(self, samples: Sequence[str], work: Any) -> dict[str, float]:
         started = time.perf_counter()
         for module in self.objective.modules().values():
             module.train()
         rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * rate * group["scale"]
-        samples = self.mixture.draw(self.step, self.options.batch_samples)
         totals: dict[str, list[float]] = {}
         tokens = 0
-        for share in self._shares(samples):
+        for share in self._shares(work):
             if not math.isfinite(float(share.loss.detach())):
                 self._refuse(share.samples, share.figures)
             share.loss.backward()
@@ -265,7 +271,7 @@ class _Loop:
                 total[1] += weight
         norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.options.clip or math.inf)
         if not math.isfinite(float(norm)):
-            self._refuse([s.id for s in samples], {"gradient norm": (float(norm), 1.0)})
+            self._refuse(samples, {"gradient norm": (float(norm), 1.0)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for module in self.objective.modules().values():
@@ -277,9 +283,9 @@ class _Loop:
         seconds = time.perf_counter() - started
         return {**figures, "grad_norm": float(norm), "lr": self.options.lr * rate, "tokens": tokens, "seconds": seconds}
 
-    def _shares(self, samples: Sequence[Any]) -> Iterator[Any]:
+    def _shares(self, work: Any) -> Iterator[Share]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16()):
-            yield from self.objective.shares(samples, self.step)
+            yield from self.objective.shares(work, self.step)
 
     def _bf16(self) -> bool:
         """bf16 where asked for; `auto` takes it on GPUs, since CPUs without native bf16 are several times slower with it."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmkit.contracts.port import Attend
 from mmkit.contracts.positions import Positions
+from mmkit.errors import ContractError
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def write_span(
 ) -> tuple[Block, Cursor]:
     """The tokens of one span, its head's lead tokens first, and the cursor after it.
 
-    A noised copy leaves the position cursor where it was, so its clean copy stands on the same positions.
+    A noised copy leaves the position cursor where it was, so its clean copy stands on the same positions. Raises
+    `ContractError` where `levels` does not share out the grid.
     """
     count = math.prod(grid)
     first = cursor.rank
@@ -145,6 +147,11 @@ def write_span(
         rank = np.arange(first, first + count)
         after = replace(after, rank=first + count)
     elif rule.attend == "level":
+        if sum(levels) != count:
+            raise ContractError(
+                f"stream {rule.name!r}", f"its levels add up to {sum(levels)} tokens, and its grid has {count}",
+                "the tokenizer's `levels` must share out all tokens of its `grid`",
+            )  # fmt: skip
         rank = first + np.repeat(np.arange(len(levels)), levels)
         after = replace(after, rank=first + len(levels))
     elif rule.attend == "full":

@@ -109,8 +109,8 @@ def test_what_was_filled_in_is_read_as_training_lays_it_out(monkeypatch: pytest.
 
 def test_a_text_too_long_to_fill_in() -> None:
     model = tiny.model("mmada")
-    with pytest.raises(DataError, match=r"a text of 13 tokens, and its head learns 12\W.*heads\.mind\.length"):
-        model.batches([Sample("s", (Segment("text", "x" * 13, "target"),))], step=0, budget=4096)
+    with pytest.raises(DataError, match=r"a text of 61 tokens, and its head learns 60\W.*heads\.mind\.length"):
+        model.batches([Sample("s", (Segment("text", "x" * 61, "target"),))], step=0, budget=4096)
 
 
 def check_span(model: mmkit.UnifiedModel, prompt: list[Any], sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:

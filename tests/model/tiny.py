@@ -64,7 +64,7 @@ KINDS = {
     "mmada": {
         "pixels": FSQ,
         "text": "{modality: text, from: text, attend: full, head: mind}",
-        "heads": "{mind: {type: masked, steps: 3, length: 12, weighting: inverse, schedule: linear}}",
+        "heads": "{mind: {type: masked, steps: 3, length: 60, weighting: inverse, schedule: linear}}",
         "streams": "    image: {modality: image, from: pixels, attend: full, head: mind}",
     },
     "janus": {

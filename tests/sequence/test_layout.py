@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_layouts import ROPE, documents, layouts, pieces
 
+from mmkit.errors import ContractError
 from mmkit.sequence.layout import (
     Block,
     Choice,
@@ -67,6 +69,11 @@ def test_an_empty_sample_chooses_nothing() -> None:
     """Its choice would fall on the last token of the sample before it."""
     empty = lay_out([Piece(TEXT, 0, (0,), target=True)], ROPE, stop=9)
     assert empty.choices == () and len(empty) == 0
+
+
+def test_levels_that_do_not_share_out_the_grid_are_refused() -> None:
+    with pytest.raises(ContractError, match=r"stream 'scales': its levels add up to 13 tokens, and its grid has 14\."):
+        lay_out([Piece(StreamRule(0, "scales", "level"), 0, (14,), levels=(1, 4, 8))], ROPE)
 
 
 def test_levels_have_a_rank_each() -> None:

@@ -32,9 +32,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, run: Path, step: int, number: int
     """Sends this process a signal in the middle of a step (counted from 1) of a run, as Ctrl-C would."""
     original = _Loop._train_step
 
-    def interrupted(loop: _Loop) -> dict[str, float]:
+    def interrupted(loop: _Loop, *step_of: Any) -> dict[str, float]:
         if loop.run == run and loop.step + 1 == step:
             os.kill(os.getpid(), number)
-        return original(loop)
+        return original(loop, *step_of)
 
     monkeypatch.setattr(_Loop, "_train_step", interrupted)

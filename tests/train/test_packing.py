@@ -23,7 +23,8 @@ def step_of(kind, budget, step=0, *overrides):
     recipe = tiny.recipe(kind, f"train.batch_tokens={budget}", *overrides)
     model = UnifiedModel(recipe).train()
     passes, figures, samples = 0, {}, []
-    for share in Joint(model).shares(mixture_of(recipe).draw(step, 8), step):
+    objective = Joint(model)
+    for share in objective.shares(objective.prepare(mixture_of(recipe).draw(step, 8), step), step):
         share.loss.backward()
         passes += 1
         samples += share.samples

@@ -22,7 +22,8 @@ from mmkit.train import TrainError, _Loop, train
 QUICK = ("train.steps=2", "train.log_every=1", "train.reconstruction.steps=2")
 HEADS = {
     "chameleon": {"say"},
-    **{kind: {"say", "paint"} for kind in ("transfusion", "hidden", "adaln", "show-o", "janus", "moe")},
+    "mmada": {"mind"},
+    **{kind: {"say", "paint"} for kind in ("transfusion", "hidden", "adaln", "full", "show-o", "janus", "moe")},
 }
 
 
@@ -121,7 +122,8 @@ def test_lr_scale_reaches_the_optimizer_and_the_table(earlier, tmp_path, monkeyp
 def gradients(recipe, samples, step=0):
     """The gradient of one step's loss by parameter."""
     model = UnifiedModel(recipe).train()
-    for share in Joint(model).shares(samples, step):
+    objective = Joint(model)
+    for share in objective.shares(objective.prepare(samples, step), step):
         share.loss.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
