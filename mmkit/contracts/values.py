@@ -5,6 +5,7 @@ Shape suffixes: T packed tokens, S tokens of one call, D backbone width, C chann
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,20 @@ class Feed:
     add_SD: Tensor | None = None
     lead_ND: Tensor | None = None
     condition_SD: Tensor | None = None
+
+    @classmethod
+    def joined(cls, feeds: Sequence[Feed]) -> Feed:
+        """Feeds of one head, span after span, as one; for embedding, so without what stands beside the tokens."""
+        if len(feeds) == 1:
+            return feeds[0]
+        tokens = torch.cat([feed.tokens for feed in feeds])
+        blank_S = add_SD = None
+        if any(feed.blank_S is not None for feed in feeds):
+            none = tokens.new_zeros(len(tokens), dtype=torch.bool).split([len(feed.tokens) for feed in feeds])
+            blank_S = torch.cat([n if f.blank_S is None else f.blank_S for f, n in zip(feeds, none, strict=True)])
+        if any(feed.add_SD is not None for feed in feeds):
+            add_SD = torch.cat([feed.add_SD for feed in feeds])
+        return cls(tokens, blank_S, next((f.blank_D for f in feeds if f.blank_D is not None), None), add_SD)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkit.contracts.values import Packed
-from mmkit.generate.speaker import Line, Program, Read, Speaker, Work
+from mmkit.contracts.values import Feed, Packed
+from mmkit.generate.speaker import Fed, Line, Program, Read, Speaker, Work
 from mmkit.sequence.layout import concatenate
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.tracker import Tracker
@@ -55,11 +55,12 @@ def _forward(
     cache.reserve(tracker.needed(new))
     plan = tracker.plan(new, model.device)
     block = concatenate([r.block for r in reads])
-    x_TD = torch.cat([r.x_SD.to(model.marks.weight.dtype) for r in reads])
+    x_TD = _embedded(model, reads)
     condition = None
     if any(r.condition_SD is not None for r in reads):
+        nothing = x_TD.new_zeros(1, x_TD.shape[1])
         condition = torch.cat(
-            [x.new_zeros(x.shape) if c is None else c for r in reads for x, c in [(r.x_SD, r.condition_SD)]]
+            [nothing.expand(len(r.block), -1) if r.condition_SD is None else r.condition_SD for r in reads]
         )
     memory, memory_plan = _memory(model, lines, reads)
     packed = Packed(
@@ -72,6 +73,21 @@ def _forward(
         memory_plan,
     )
     return list(model.backbone(packed, cache).x_TD.split([len(r.block) for r in reads]))
+
+
+def _embedded(model: Speaker, reads: Sequence[Read]) -> Tensor:
+    """What enters at all tokens of all reads ``[T, D]``: each head's feeds are embedded in one call, branches' copies once."""
+    fed: dict[str, list[Fed]] = {}
+    for entering in dict.fromkeys(x for r in reads for x in r.entering if isinstance(x, Fed)):
+        fed.setdefault(entering.head, []).append(entering)
+    embedded: dict[Fed, Tensor] = {}
+    for head, items in fed.items():
+        lengths = [len(item) for item in items]
+        grids, streams = [item.grid for item in items], [item.stream for item in items]
+        x_SD = model.embed(head, Feed.joined([item.feed for item in items]), lengths, grids, streams)
+        embedded.update(zip(items, x_SD.split(lengths), strict=True))
+    dtype = model.marks.weight.dtype
+    return torch.cat([(embedded[x] if isinstance(x, Fed) else x).to(dtype) for r in reads for x in r.entering])
 
 
 def _memory(model: Speaker, lines: dict[int, Line], reads: Sequence[Read]) -> tuple[Packed | None, Any]:

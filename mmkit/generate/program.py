@@ -16,7 +16,7 @@ from mmkit.contracts.segment import Segment
 from mmkit.contracts.values import Feed, Request
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.errors import DataError
-from mmkit.generate.speaker import Line, Program, Speaker, Work, guidance_branches, writer
+from mmkit.generate.speaker import Entering, Fed, Line, Program, Speaker, Work, guidance_branches, writer
 from mmkit.nn.guidance import FULL, combine
 from mmkit.nn.sampling import Warp, draw_among
 from mmkit.routing import STOP
@@ -135,9 +135,9 @@ def _token_by_token(
         feed = head.feed(state)
         if feed is not None:
             count = len(feed.tokens)
-            x_SD = model.embed(name, feed, (count,), ((count,),), (request.stream,))
+            entering = (Fed(name, feed, (count,), request.stream),)
             for n, line in lines.items():
-                line.pending.append((spans[n][fed : fed + count], x_SD))
+                line.pending.append((spans[n][fed : fed + count], entering))
             fed += count
         reads = [read for n in names for read in lines[n].flush()]
         predictions = yield Work(tuple(reads), name, 1)
@@ -161,15 +161,15 @@ def _whole(
     after = int(rule.attend == "full" and rule.end >= 0)
     while not state.done:
         feed = head.feed(state)
-        x_SD = model.embed(name, feed, (request.count,), (request.grid,), (request.stream,))
+        entering: Entering = (Fed(name, feed, request.grid, request.stream),)
         condition = feed.condition_SD
         if feed.lead_ND is not None:
-            x_SD = torch.cat([feed.lead_ND.to(x_SD.dtype), x_SD])
+            entering = (feed.lead_ND, *entering)
             condition = None if condition is None else torch.cat([condition[:1] * 0, condition])
         if after:
-            x_SD = torch.cat([x_SD, model.marks.weight[rule.end : rule.end + 1]])
+            entering = (*entering, model.marks.weight[rule.end : rule.end + 1])
             condition = None if condition is None else torch.cat([condition, condition[:1] * 0])
-        reads = tuple(lines[n].look(block, x_SD, condition) for n, block in zip(names, spans, strict=True))
+        reads = tuple(lines[n].look(block, entering, condition) for n, block in zip(names, spans, strict=True))
         predictions = yield Work(reads, name, request.count, after)
         state = head.step(state, _guided(head, names, predictions, state.progress, sampling))
     return head.finish(state)
@@ -200,8 +200,7 @@ def _settle(
     block, cursor = write_span(line.cursor, rule, grid, positions, levels=model.router.levels(rule.name, grid))
     flat = tokens.reshape(request.count if not rule.open else len(tokens), *tokens.shape[len(grid) :])
     if fed < len(flat):
-        x_SD = model.embed(name, Feed(flat[fed:]), (len(flat) - fed,), (grid,), (request.stream,))
-        line.pending.append((block[fed : len(flat)], x_SD))
+        line.pending.append((block[fed : len(flat)], (Fed(name, Feed(flat[fed:]), grid, request.stream),)))
     line.cursor = cursor
     _mark(model, line, rule, rule.end)
 

@@ -38,13 +38,30 @@ class Speaker(Protocol):
     ) -> Tensor: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Fed:
+    """What a head feeds at tokens of one span: embedded by the loop, together with those of all other samples."""
+
+    head: str
+    feed: Feed
+    grid: tuple[int, ...]
+    stream: str
+
+    def __len__(self) -> int:
+        return len(self.feed.tokens)
+
+
+Entering = tuple[Tensor | Fed, ...]
+"""Embeddings ``[n, D]``, and what is yet to be embedded, token after token."""
+
+
 @dataclass(frozen=True)
 class Read:
-    """Tokens a branch wants read: where they stand, their embeddings ``[n, D]``, and how many of the first stay cached."""
+    """Tokens a branch wants read: where they stand, what enters there, and how many of the first stay cached."""
 
     row: int
     block: Block
-    x_SD: Tensor
+    entering: Entering
     condition_SD: Tensor | None
     commit: int
 
@@ -68,12 +85,12 @@ class Line:
 
     row: int
     cursor: Cursor = field(default_factory=Cursor)
-    pending: list[tuple[Block, Tensor]] = field(default_factory=list)
+    pending: list[tuple[Block, Entering]] = field(default_factory=list)
     memory: list[tuple[Block, Tensor]] = field(default_factory=list)
 
-    def add(self, block: Block, x_SD: Tensor, cursor: Cursor) -> None:
+    def add(self, block: Block, entering: Tensor | Fed, cursor: Cursor) -> None:
         """Writes tokens that stay."""
-        self.pending.append((block, x_SD))
+        self.pending.append((block, (entering,)))
         self.cursor = cursor
 
     @property
@@ -105,16 +122,18 @@ class Line:
         self.prefix()
         return (self._read(blocks, None, count),)
 
-    def look(self, block: Block, x_SD: Tensor, condition_SD: Tensor | None) -> Read:
+    def look(self, block: Block, entering: Entering, condition_SD: Tensor | None) -> Read:
         """Tokens that are read with all that is not settled, and then forgotten."""
         if self.pending and condition_SD is not None:
             before = sum(len(b) for b, _ in self.pending)
             condition_SD = torch.cat([condition_SD.new_zeros(before, condition_SD.shape[1]), condition_SD])
-        return self._read([*self.pending, (block, x_SD)], condition_SD, 0)
+        return self._read([*self.pending, (block, entering)], condition_SD, 0)
 
-    def _read(self, blocks: Sequence[tuple[Block, Tensor]], condition_SD: Tensor | None, commit: int) -> Read:
-        x_SD = torch.cat([x for _, x in blocks])
-        return Read(self.row, concatenate([block for block, _ in blocks]), x_SD, condition_SD, commit)
+    def _read(self, blocks: Sequence[tuple[Block, Entering]], condition_SD: Tensor | None, commit: int) -> Read:
+        if len(blocks) == 1:
+            return Read(self.row, *blocks[0], condition_SD, commit)
+        entering = tuple(x for _, several in blocks for x in several)
+        return Read(self.row, concatenate([block for block, _ in blocks]), entering, condition_SD, commit)
 
 
 Program = Generator[Work, list[Tensor], list[tuple[str, Tensor]]]
