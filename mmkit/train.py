@@ -218,7 +218,7 @@ class _Loop:
             show_table(self.recipe, self.named, self._scale, self.options.lr)
         last = checkpoint.latest(self.run)
         with _signals(self), Progress(self.options.steps, self.step, quiet=self.quiet) as progress:
-            coming = prefetch(self._prepare, range(self.step, self.options.steps))
+            coming = self._coming()
             while self.step < self.options.steps:
                 figures = self._train_step(*next(coming))
                 self.step += 1
@@ -245,6 +245,12 @@ class _Loop:
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0 and self.step < self.options.steps
+
+    def _coming(self) -> Iterator[tuple[list[str], Any]]:
+        """What each step from here trains on."""
+        steps = range(self.step, self.options.steps)
+        # On the CPU a thread beside torch's own takes a core from them: one step then costs 7 % more instead of less.
+        return map(self._prepare, steps) if self.device.type == "cpu" else prefetch(self._prepare, steps)
 
     def _prepare(self, step: int) -> tuple[list[str], Any]:
         """What a step trains on, and the ids of its samples; depends on nothing that training changes."""

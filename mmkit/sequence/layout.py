@@ -6,6 +6,7 @@ first token to the last, in generation from wherever the cache ends; both take t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,11 @@ class StreamRule:
     begin: int = -1
     end: int = -1
     owner: int = 0
+
+    @functools.cached_property
+    def of_marks(self) -> StreamRule:
+        """The rule of its marks: causal tokens, or, in a ``full`` stream, of the rank all such tokens share."""
+        return replace(self, attend="full" if self.attend == "full" else "causal", shared=False, index=self.owner)
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,8 @@ class Choice:
 
 
 def write_mark(cursor: Cursor, rule: StreamRule, positions: Positions) -> tuple[Block, Cursor]:
-    """One mark of a stream: a causal token, or, in a ``full`` stream, one of the rank all such tokens share."""
-    attend: Attend = "full" if rule.attend == "full" else "causal"
-    return write_span(cursor, replace(rule, attend=attend, shared=False, index=rule.owner), (1,), positions)
+    """One mark of a stream."""
+    return write_span(cursor, rule.of_marks, (1,), positions)
 
 
 def write_span(
@@ -141,37 +146,35 @@ def write_span(
     `ContractError` where `levels` does not share out the grid.
     """
     count = math.prod(grid)
-    first = cursor.rank
-    after = cursor
+    first, full = cursor.rank, cursor.full
+    rank = np.empty(lead + count, np.int32)
     if rule.attend == "causal":
-        rank = np.arange(first, first + count)
-        after = replace(after, rank=first + count)
+        rank[lead:] = np.arange(first, first + count)
+        after = first + count
     elif rule.attend == "level":
         if sum(levels) != count:
             raise ContractError(
                 f"stream {rule.name!r}", f"its levels add up to {sum(levels)} tokens, and its grid has {count}",
                 "the tokenizer's `levels` must share out all tokens of its `grid`",
             )  # fmt: skip
-        rank = first + np.repeat(np.arange(len(levels)), levels)
-        after = replace(after, rank=first + len(levels))
+        rank[lead:] = np.repeat(np.arange(first, first + len(levels)), levels)
+        after = first + len(levels)
     elif rule.attend == "full":
-        shared = first if cursor.full < 0 else cursor.full
-        rank = np.full(count, shared)
-        after = replace(after, full=shared, rank=max(first, shared + 1))
+        full = first if full < 0 else full
+        rank[lead:] = full
+        after = max(first, full + 1)
     else:
-        rank = np.full(count, first)
-        after = replace(after, rank=first + 1)
+        rank[lead:] = first
+        after = first + 1
     coordinates, position = positions.place(cursor.position, grid, rule.shared)
     if lead:
-        rank = np.concatenate([np.full(lead, rank[0] if count else first), rank])
+        rank[:lead] = rank[lead] if count else first
         coordinates = np.concatenate([np.full((lead, positions.axes), cursor.position), coordinates])
-    block = Block(
-        rank.astype(np.int32),
-        np.full(count + lead, int(noised), np.int32),
-        np.full(count + lead, rule.index, np.int32),
-        coordinates,
-    )
-    return block, after if noised else replace(after, position=position)
+    hidden, stream = np.empty_like(rank), np.empty_like(rank)
+    hidden.fill(noised)
+    stream.fill(rule.index)
+    block = Block(rank, hidden, stream, coordinates)
+    return block, Cursor(after, cursor.position if noised else position, full)
 
 
 @dataclass(frozen=True)
@@ -266,10 +269,11 @@ def join(documents: Sequence[Document], axes: int) -> Layout:
     choices: list[Choice] = []
     start, memory_start = 0, 0
     for number, document in enumerate(documents):
-        for span in document.spans:
-            spans.append(replace(span, doc=number, start=span.start + (memory_start if span.memory else start)))
-        marks += [replace(m, place=m.place + start) for m in document.marks]
-        choices += [replace(c, place=c.place + start) for c in document.choices]
+        for s in document.spans:
+            place = s.start + (memory_start if s.memory else start)
+            spans.append(Span(number, s.segment, s.stream, place, s.grid, s.target, s.noised, s.lead, s.memory))
+        marks += [Mark(m.place + start, m.id) for m in document.marks]
+        choices += [Choice(c.place + start, c.id) for c in document.choices]
         start += len(document)
         memory_start += len(document.memory)
     return Layout(

@@ -5,6 +5,7 @@ Shape suffixes: n tokens of one span, P pairs of a head's channels that are turn
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -169,7 +170,9 @@ class Axial(Positions):
             raise _too_deep(grid, f"the sequence and {self.axes - 1} spatial axes")
         whole = tuple(grid) if len(grid) == 1 else (1,) * (self.axes - len(grid)) + tuple(grid)
         whole += (1,) * (self.axes - len(whole))
-        return _coordinates(whole) + np.array([cursor] + [0] * (self.axes - 1)), cursor + (whole[0] if count else 0)
+        place_nA = _coordinates(whole).copy()
+        place_nA[:, 0] += cursor
+        return place_nA, cursor + (whole[0] if count else 0)
 
     def frequencies(self, head_dim: int) -> tuple[Tensor, Tensor]:
         """Each axis has its own row of frequencies, one after the other."""
@@ -202,9 +205,12 @@ def _pairs(head_dim: int) -> int:
     return head_dim // 2
 
 
+@functools.lru_cache(maxsize=1024)
 def _coordinates(grid: tuple[int, ...]) -> np.ndarray:
-    """All coordinates of a grid in raster order, ``[n, axes]``."""
-    return np.indices(grid).reshape(len(grid), -1).T.astype(np.int64)
+    """All coordinates of a grid in raster order, ``[n, axes]``; kept, so not to be written to."""
+    place_nA = np.indices(grid).reshape(len(grid), -1).T.astype(np.int64)
+    place_nA.setflags(write=False)
+    return place_nA
 
 
 def _shared(cursor: int, count: int, axes: int) -> tuple[np.ndarray, int]:

@@ -99,7 +99,8 @@ class SentencePiece(Tokenizer):
 
     def encode(self, contents: Sequence[str]) -> list[Tensor]:
         """Codes ``[pieces]`` (int64, on the CPU). Raises `DataError` on half a surrogate pair."""
-        return [torch.tensor(self._ids(text), dtype=torch.int64, device="cpu") for text in contents]
+        processor = self.processor
+        return [torch.tensor(self._ids(processor, text), dtype=torch.int64, device="cpu") for text in contents]
 
     def decode(self, tokens: Sequence[Tensor]) -> list[str]:
         """Texts of codes ``[n]``; codes beyond the model's pieces are left out."""
@@ -144,7 +145,7 @@ class SentencePiece(Tokenizer):
             ) from error  # fmt: skip
         self.proto = _as_tensor(written.getvalue()).to(self.proto.device)
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -153,10 +154,10 @@ class SentencePiece(Tokenizer):
                 f"a text has half a surrogate pair, {text[error.start]!r}, at character {error.start}",
                 "repair it where it is read: such strings come from files opened with errors='surrogateescape'",
             ) from error
-        if self.config.model is not None:
-            return self.processor.encode(text)
-        first, *others = (self.processor.encode(part) for part in text.split(SPACE))
-        spelled = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        if self.config.model is not None or SPACE not in text:
+            return processor.encode(text)
+        first, *others = (processor.encode(part) for part in text.split(SPACE))
+        spelled = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         return first + [piece for other in others for piece in spelled + other]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
