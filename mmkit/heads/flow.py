@@ -26,6 +26,7 @@ from mmkit.contracts.head import Head
 from mmkit.contracts.options import Count, Guidance, Positive
 from mmkit.contracts.port import Needs, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
+from mmkit.errors import ContractError
 from mmkit.nn.latents import latent_output, latent_width, spread, timed_feed
 from mmkit.nn.timestep import TimestepEmbedding
 
@@ -114,6 +115,13 @@ class Flow(Head[FlowState]):
         depth: Count = 1
         dim: Count | None = None
         guidance: Guidance | None = None
+
+        def __post_init__(self) -> None:
+            if self.error == "clean" and self.predict != "clean":
+                raise ContractError(
+                    "error", "`clean` measures clean latents, and this head predicts velocities",
+                    "write `predict: clean`, or leave `error` out",
+                )  # fmt: skip
 
     needs = Needs(spaces=frozenset({"latents"}), attends=("block", "full"))
 

@@ -59,9 +59,36 @@ def test_segments_and_roles_of_each_task():
     assert len(shapes(samples=12)) == 12
 
 
+def test_several_questions_about_one_picture():
+    source = shapes(tasks=("answer",), questions=4)
+    for index in range(50):
+        sample = source.sample(index, 3)
+        asked = [s.content for s in sample.segments[1::2]]
+        assert [s.role for s in sample.segments] == ["input"] + ["input", "target"] * len(asked)
+        assert len(set(asked)) == len(asked) == 4
+        for question, answer in zip(asked, sample.segments[2::2], strict=True):
+            assert answer_by_looking(sample.facts, kind_of(question), question) == answer.content
+    (image, question, answer) = source.held_out().sample(0, 3).segments
+    assert (image.modality, question.role, answer.role) == ("image", "input", "target")
+
+
+def kind_of(question: str) -> str:
+    """Which kind of question it is, by its words."""
+    begins = {
+        "What color": "color",
+        "What shape": "shape",
+        "How many": "count",
+        "Is there": "exists",
+        "What is": "relation",
+    }
+    return next((kind for words, kind in begins.items() if question.startswith(words)), "compare")
+
+
 def test_tasks_are_taken_in_turn():
     assert {shapes(tasks=("generate",)).sample(i, 0).task for i in range(9)} == {"generate"}
     assert [shapes(tasks=("answer", "caption")).sample(i, 0).task for i in range(4)] == ["answer", "caption"] * 2
+    twice = shapes(tasks=("answer", "caption", "answer"))
+    assert [twice.sample(i, 0).task for i in range(6)] == ["answer", "caption", "answer"] * 2
 
 
 @pytest.mark.parametrize(

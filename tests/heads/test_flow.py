@@ -191,6 +191,18 @@ def test_loss_takes_a_time_of_its_own_for_each_token():
     torch.testing.assert_close(loss.value_S, target.square().mean(-1) / times.clamp_min(LEAST_TIME) ** 2)
 
 
+def test_loss_of_clean_latents_weighs_all_times_alike():
+    target, hidden = torch.randn(3, 6), torch.randn(3, DIM)
+    head = build(predict="clean", error="clean")
+    for parameter in head.output.parameters():
+        torch.nn.init.normal_(parameter)
+    prepared = Prepared(Feed(torch.zeros(3, 6)), target, torch.ones(3), torch.tensor([0.9, 0.01, 0.5]))
+    expected = torch.nn.functional.mse_loss(head.predict(hidden), target, reduction="none").mean(-1)
+    torch.testing.assert_close(head.loss(hidden, prepared).value_S, expected)
+    with pytest.raises(ContractError, match=r"error.*clean.*velocit"):
+        build(error="clean")
+
+
 @pytest.mark.parametrize(("mean", "std", "shift"), [(0.0, 1.0, 1.0), (0.5, 1.2, 1.0), (0.0, 1.0, 3.0)])
 def test_times_follow_the_logit_normal_density(mean, std, shift, spans_of, kolmogorov):
     n = 2000
