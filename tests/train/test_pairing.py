@@ -56,13 +56,13 @@ def test_another_seed_changes_every_part():
 def seen(monkeypatch):
     """The samples that each step of a training run is given."""
     found: list[tuple[str, ...]] = []
-    original = Joint.shares
+    original = Joint.prepare
 
     def watched(objective, samples, step):
         found.append(tuple(sample.id for sample in samples))
         return original(objective, samples, step)
 
-    monkeypatch.setattr(Joint, "shares", watched)
+    monkeypatch.setattr(Joint, "prepare", watched)
     return found
 
 
