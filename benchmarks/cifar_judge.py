@@ -137,6 +137,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, help="guidance; the recipe's where not given")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
+    if not (args.data / "cifar_resnet").is_dir() or not (args.data / "cifar10_jpeg").is_dir():
+        parser.error(f"--data {args.data} does not hold the folders cifar_resnet and cifar10_jpeg")
+    if args.per_class < 10:
+        parser.error(f"--per-class {args.per_class} is too few for a distance of 64 features: give 10 or more")
     judge = Judge(args.data / "cifar_resnet" / "resnet56-4bfd9763.th")
     model = mmkit.load(args.run)
     train, _ = photographs(args.data / "cifar10_jpeg" / "train_2000_per_class.zip", 200)

@@ -39,7 +39,7 @@ class Share:
 class Objective(Protocol[Work]):
     """What the trainer needs: modules to train, by the path prefix their tensors are stored under, and a step's shares.
 
-    `prepare` does what needs no weights, and the trainer calls it for the next step while this one runs, in another thread.
+    `prepare` does what needs no weights, and the trainer may call it for the next step while this one runs, in another thread.
     """
 
     def modules(self) -> Mapping[str, nn.Module]: ...

@@ -34,11 +34,16 @@ def step_of(kind, budget, step=0, *overrides):
     return passes, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, figures, samples
 
 
+def budget_of(kind):
+    """Tokens of a small pass; a text that is filled up to its length needs more than the others."""
+    return 120 if kind == "mmada" else 90
+
+
 @pytest.mark.parametrize("kind", DENSE_KINDS)
 @pytest.mark.parametrize("step", [0, 1])
 def test_many_small_passes_give_the_gradient_of_one(kind, step):
     one, whole, figures, order = step_of(kind, 4096, step)
-    many, packed, parts, reordered = step_of(kind, 120, step)
+    many, packed, parts, reordered = step_of(kind, budget_of(kind), step)
     assert one == 1 and many >= 3
     assert sorted(order) == sorted(reordered)
     assert whole.keys() == packed.keys()
@@ -78,7 +83,7 @@ def test_a_packed_sample_has_the_loss_it_has_alone(kind):
 def test_what_a_batch_holds_is_the_same_under_any_budget():
     recipe = tiny.recipe("transfusion")
     model, samples = UnifiedModel(recipe), mixture_of(recipe).draw(3, 8)
-    few, many = (model.batches(samples, step=3, budget=budget) for budget in (4096, 120))
+    few, many = (model.batches(samples, step=3, budget=budget) for budget in (4096, 90))
     assert len(few) == 1 < len(many)
-    assert all(len(batch.layout) <= 120 for batch in many)
+    assert all(len(batch.layout) <= 90 for batch in many)
     assert sum(len(batch.layout) for batch in many) == len(few[0].layout)
