@@ -66,3 +66,7 @@ class DataError(MmkitError):
 
 class CheckpointError(MmkitError):
     """A checkpoint is missing, damaged or does not fit."""
+
+
+class TrainError(MmkitError):
+    """Training cannot go on; what was reached is kept."""

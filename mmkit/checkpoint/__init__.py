@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmkit.checkpoint.disk import write_text
     from mmkit.checkpoint.manifest import verify
     from mmkit.checkpoint.reference import Reference, parse
-    from mmkit.checkpoint.resume import capture_random, flatten_optimizer, restore_optimizer, restore_random
+    from mmkit.checkpoint.resume import capture_random, flatten_optimizers, restore_optimizers, restore_random
     from mmkit.checkpoint.state import Checkpoint, open_run, read, write
     from mmkit.checkpoint.weights import load_part
 
@@ -35,22 +35,22 @@ _WHERE = {
     "Checkpoint": "mmkit.checkpoint.state",
     "Reference": "mmkit.checkpoint.reference",
     "capture_random": "mmkit.checkpoint.resume",
-    "flatten_optimizer": "mmkit.checkpoint.resume",
+    "flatten_optimizers": "mmkit.checkpoint.resume",
     "latest": "mmkit.checkpoint.directory",
     "load_part": "mmkit.checkpoint.weights",
     "lock": "mmkit.checkpoint.directory",
     "open_run": "mmkit.checkpoint.state",
     "parse": "mmkit.checkpoint.reference",
     "read": "mmkit.checkpoint.state",
-    "restore_optimizer": "mmkit.checkpoint.resume",
+    "restore_optimizers": "mmkit.checkpoint.resume",
     "restore_random": "mmkit.checkpoint.resume",
     "verify": "mmkit.checkpoint.manifest",
     "write": "mmkit.checkpoint.state",
     "write_text": "mmkit.checkpoint.disk",
 }
 __all__ = [
-    "Checkpoint", "Reference", "capture_random", "flatten_optimizer", "latest", "load_part", "lock", "open_run", "parse",
-    "read", "restore_optimizer", "restore_random", "verify", "write", "write_text",
+    "Checkpoint", "Reference", "capture_random", "flatten_optimizers", "latest", "load_part", "lock", "open_run", "parse",
+    "read", "restore_optimizers", "restore_random", "verify", "write", "write_text",
 ]  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""What training needs to go on as if nothing had happened: the optimizer's state by parameter name, and the random streams."""
+"""What training needs to go on as if nothing had happened: the optimizers' state by parameter name, and the random streams."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,57 +16,69 @@ from mmkit.errors import CheckpointError
 _PREFIX = "state."
 
 
-def flatten_optimizer(optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-    """The optimizer's tensors as ``state.<parameter>.<key>``, for AdamW and any optimizer whose state is all tensors.
+def flatten_optimizers(
+    optimizers: Sequence[Optimizer], named_parameters: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, Tensor]:
+    """The optimizers' tensors as ``state.<parameter>.<key>``, for all whose state is tensors alone.
 
     Hyperparameters are left out: they come from the recipe. A parameter without a gradient so far has no state.
     """
-    flat = {}
-    for name, parameter in _in_order(optimizer, named_parameters):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            assert isinstance(value, Tensor), f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key!r}"
-            flat[f"{_PREFIX}{name}.{key}"] = value
+    names, flat = _names(named_parameters), {}
+    for optimizer in optimizers:
+        for name, parameter in _in_order(optimizer, names):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                assert isinstance(value, Tensor), (
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key!r}"
+                )
+                flat[f"{_PREFIX}{name}.{key}"] = value
     return flat
 
 
-def restore_optimizer(
-    optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], tensors: Mapping[str, Tensor]
+def restore_optimizers(
+    optimizers: Sequence[Optimizer], named_parameters: Iterable[tuple[str, nn.Parameter]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Gives an optimizer the state that `flatten_optimizer` took; its own hyperparameters stay.
+    """Gives optimizers the state that `flatten_optimizers` took; their own hyperparameters stay.
 
     Raises `CheckpointError` that lists every parameter whose state does not fit, and then changes nothing.
     """
-    ordered = _in_order(optimizer, named_parameters)
-    indices = {name: (index, parameter) for index, (name, parameter) in enumerate(ordered)}
-    keys = {full.rpartition(".")[2] for full in tensors}
-    state: dict[int, dict[str, Tensor]] = {}
-    wrong: list[str] = []
+    names, wrong, states = _names(named_parameters), [], []
+    by_name: dict[str, dict[str, Tensor]] = {}
     for full, value in tensors.items():
-        name, _, key = full.removeprefix(_PREFIX).rpartition(".")
-        index, parameter = indices.get(name, (-1, None))
-        if parameter is None or not full.startswith(_PREFIX):
-            wrong.append(f"{full} belongs to no trained parameter")
-        elif value.shape != (torch.Size() if key == "step" else parameter.shape):
-            wrong.append(f"{full} is {list(value.shape)} and the parameter {list(parameter.shape)}")
-        else:
-            state.setdefault(index, {})[key] = value.clone()
-    for index, found in state.items():
-        wrong += [f"{_PREFIX}{ordered[index][0]}.{key} is missing" for key in sorted(keys - found.keys())]
+        name, _, key = full.rpartition(".")
+        by_name.setdefault(name, {})[key] = value
+    for optimizer in optimizers:
+        state: dict[int, dict[str, Tensor]] = {}
+        ordered = _in_order(optimizer, names)
+        for index, (name, parameter) in enumerate(ordered):
+            for key, value in by_name.pop(f"{_PREFIX}{name}", {}).items():
+                if value.shape != (torch.Size() if key == "step" else parameter.shape):
+                    wrong.append(
+                        f"{_PREFIX}{name}.{key} is {list(value.shape)} and the parameter {list(parameter.shape)}"
+                    )
+                else:
+                    state.setdefault(index, {})[key] = value.clone()
+        keys = {key for found in state.values() for key in found}
+        for index, found in state.items():
+            wrong += [f"{_PREFIX}{ordered[index][0]}.{key} is missing" for key in sorted(keys - found.keys())]
+        states.append(state)
+    wrong += [f"{name}.{key} belongs to no trained parameter" for name, keys in by_name.items() for key in keys]
     if wrong:
         raise CheckpointError(
             "optimizer", f"its state does not fit the parameters: {listed(wrong)}",
             "resume with the recipe the checkpoint was written with, or start a new run with `weights:`",
         )  # fmt: skip
-    whole = optimizer.state_dict()
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        whole = optimizer.state_dict()
+        whole["state"] = state
+        optimizer.load_state_dict(whole)
 
 
-def _in_order(
-    optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
-) -> list[tuple[str, nn.Parameter]]:
+def _names(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in reversed(list(named_parameters))}
+
+
+def _in_order(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> list[tuple[str, nn.Parameter]]:
     """The optimizer's parameters, by name, in the order its own state dict counts them."""
-    names = {parameter: name for name, parameter in reversed(list(named_parameters))}
     mine = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert all(parameter in names for parameter in mine), "the optimizer holds a parameter that was not named"
     return [(names[parameter], parameter) for parameter in mine]

@@ -40,7 +40,7 @@ def write(
     """Writes one checkpoint and prunes those beyond the newest `keep`. Durable when it returns.
 
     `model` has names that start with their part's path; `ema` holds those of them that are averaged; `optimizer` comes
-    from `flatten_optimizer`; `trainer` is anything that JSON gives back as it was; `recipe` is the resolved recipe.
+    from `flatten_optimizers`; `trainer` is anything that JSON gives back as it was; `recipe` is the resolved recipe.
     Only the process that holds the run's `lock` should call this. Raises `CheckpointError`; earlier checkpoints are then
     as they were.
     """
@@ -128,7 +128,7 @@ class Checkpoint:
         return self._stored("ema").load() if self._has("ema") else None
 
     def optimizer(self) -> dict[str, Tensor] | None:
-        """What `restore_optimizer` takes; None where there is none."""
+        """What `restore_optimizers` takes; None where there is none."""
         return self._stored("optimizer").load() if self._has("optimizer") else None
 
     def part(self, prefix: str) -> dict[str, Tensor]:

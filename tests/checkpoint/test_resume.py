@@ -11,10 +11,10 @@ from torch import nn
 
 from mmkit.checkpoint import (
     capture_random,
-    flatten_optimizer,
+    flatten_optimizers,
     latest,
     read,
-    restore_optimizer,
+    restore_optimizers,
     restore_random,
     write,
 )
@@ -58,7 +58,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, bool]) 
     torch.manual_seed(1)
     train(model, optimizer, 5)
     write(
-        tmp_path, 5, model=model.state_dict(), optimizer=flatten_optimizer(optimizer, model.named_parameters()),
+        tmp_path, 5, model=model.state_dict(), optimizer=flatten_optimizers([optimizer], model.named_parameters()),
         trainer={"random": capture_random()}, recipe="", keep=1,
     )  # fmt: skip
     expected = train(model, optimizer, 5)
@@ -67,12 +67,12 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, bool]) 
     restarted = adamw(again, **options)
     checkpoint = read(latest(tmp_path))
     again.load_state_dict(checkpoint.model())
-    restore_optimizer(restarted, again.named_parameters(), checkpoint.optimizer())
+    restore_optimizers([restarted], again.named_parameters(), checkpoint.optimizer())
     restore_random(checkpoint.trainer["random"])
     assert train(again, restarted, 5) == expected
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, again.get_parameter(name)), name
-    before, after = (flatten_optimizer(o, m.named_parameters()) for o, m in ((optimizer, model), (restarted, again)))
+    before, after = (flatten_optimizers([o], m.named_parameters()) for o, m in ((optimizer, model), (restarted, again)))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -81,13 +81,13 @@ def test_state_is_kept_by_name(tmp_path: Path) -> None:
     model = network(0)
     optimizer = adamw(model)
     train(model, optimizer, 2)
-    flat = flatten_optimizer(optimizer, model.named_parameters())
+    flat = flatten_optimizers([optimizer], model.named_parameters())
     assert {name.rpartition(".")[2] for name in flat} == {"step", "exp_avg", "exp_avg_sq"}
     assert "state.0.weight.exp_avg" in flat and not any(
         "unused" in name or name.startswith("state.4.w") for name in flat
     )
     other = torch.optim.AdamW(list(model.parameters()), lr=0.5)
-    restore_optimizer(other, model.named_parameters(), flat)
+    restore_optimizers([other], model.named_parameters(), flat)
     assert other.param_groups[0]["lr"] == 0.5
     for parameter, state in optimizer.state.items():
         assert all(torch.equal(state[key], other.state[parameter][key]) for key in state)
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_listed_and_changes_nothing() -> None:
     model = network(0)
     optimizer = adamw(model)
     train(model, optimizer, 1)
-    flat = flatten_optimizer(optimizer, model.named_parameters())
+    flat = flatten_optimizers([optimizer], model.named_parameters())
     wrong = dict(flat)
     wrong["state.9.weight.exp_avg"] = torch.ones(1)
     wrong["state.0.bias.exp_avg"] = torch.ones(3)
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_listed_and_changes_nothing() -> None:
     del wrong["state.2.weight.exp_avg_sq"]
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(CheckpointError) as caught:
-        restore_optimizer(optimizer, model.named_parameters(), wrong)
+        restore_optimizers([optimizer], model.named_parameters(), wrong)
     for said in (
         "state.9.weight.exp_avg belongs to no trained parameter",
         "state.0.bias.exp_avg is [3] and the parameter [8]",
@@ -156,14 +156,14 @@ def test_cuda_resumes_bitwise(tmp_path: Path) -> None:
 
     step()
     write(
-        tmp_path, 1, model={"w": parameter}, optimizer=flatten_optimizer(optimizer, [("w", parameter)]),
+        tmp_path, 1, model={"w": parameter}, optimizer=flatten_optimizers([optimizer], [("w", parameter)]),
         trainer={"random": capture_random()}, recipe="", keep=1,
     )  # fmt: skip
     step()
     expected = parameter.detach().clone()
     checkpoint = read(latest(tmp_path))
     parameter.data.copy_(checkpoint.model()["w"])
-    restore_optimizer(optimizer, [("w", parameter)], checkpoint.optimizer())
+    restore_optimizers([optimizer], [("w", parameter)], checkpoint.optimizer())
     restore_random(checkpoint.trainer["random"])
     step()
     assert torch.equal(parameter, expected) and optimizer.state[parameter]["step"].is_cuda

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mmkit.train import _Loop
+from mmkit.train.loop import Loop
 
 MEASURED = ("seconds",)
 """Figures of a log line that are not the same twice."""
@@ -30,11 +30,11 @@ def hashes(checkpoint: Path) -> dict[str, str]:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, run: Path, step: int, number: int = signal.SIGINT) -> None:
     """Sends this process a signal in the middle of a step (counted from 1) of a run, as Ctrl-C would."""
-    original = _Loop._train_step
+    original = Loop._train_step
 
-    def interrupted(loop: _Loop, *step_of: Any) -> dict[str, float]:
+    def interrupted(loop: Loop, *step_of: Any) -> dict[str, float]:
         if loop.run == run and loop.step + 1 == step:
             os.kill(os.getpid(), number)
         return original(loop, *step_of)
 
-    monkeypatch.setattr(_Loop, "_train_step", interrupted)
+    monkeypatch.setattr(Loop, "_train_step", interrupted)

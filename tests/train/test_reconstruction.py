@@ -28,7 +28,7 @@ train: {{steps: 16, batch_samples: 4, warmup: 1, lr: 5e-3, log_every: 1, schedul
 @pytest.fixture(autouse=True)
 def less_to_fit_on(monkeypatch):
     """Latent statistics from fewer pictures than a real run takes."""
-    monkeypatch.setattr("mmkit.train.FIT_SAMPLES", 32)
+    monkeypatch.setattr("mmkit.train.tokenizers.FIT_SAMPLES", 32)
 
 
 def alone(tokenizer, *overrides):
@@ -114,10 +114,10 @@ def test_a_text_tokenizer_beside_it_is_fitted_not_reconstructed(tmp_path):
 
 
 def test_two_tokenizers_start_as_each_would_alone():
-    from mmkit.train import _reconstruction
+    from mmkit.train.tokenizers import reconstruction
 
-    both = _reconstruction(alone(KL_VAE, f"model.tokenizers.codes={VQ}"), torch.device("cpu"))
-    single = _reconstruction(alone(KL_VAE), torch.device("cpu"))
+    both = reconstruction(alone(KL_VAE, f"model.tokenizers.codes={VQ}"), torch.device("cpu"))
+    single = reconstruction(alone(KL_VAE), torch.device("cpu"))
     one, other = single.tokenizers["pixels"].state_dict(), both.tokenizers["pixels"].state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -17,7 +17,8 @@ from mmkit.data.mixture import Mixture
 from mmkit.errors import CheckpointError
 from mmkit.model import UnifiedModel
 from mmkit.objectives import Joint
-from mmkit.train import TrainError, _Loop, train
+from mmkit.train import TrainError, train
+from mmkit.train.loop import Loop
 
 QUICK = ("train.steps=2", "train.log_every=1", "train.reconstruction.steps=2")
 HEADS = {
@@ -103,14 +104,15 @@ def test_nothing_trains_a_tokenizer_through_a_head(kind, tmp_path):
 
 
 def test_lr_scale_reaches_the_optimizer_and_the_table(earlier, tmp_path, monkeypatch, capsys):
-    groups = []
-    original = _Loop.run_all
-    monkeypatch.setattr(_Loop, "run_all", lambda loop: (groups.append(loop), original(loop))[1])
+    loops = []
+    original = Loop.run_all
+    monkeypatch.setattr(Loop, "run_all", lambda loop: (loops.append(loop), original(loop))[1])
     frozen = ("model.backbone.frozen=true", f"model.backbone.weights={earlier('transfusion')}#backbone")
     train(tiny.recipe("transfusion", *QUICK, "model.heads.paint.lr_scale=0.25", *frozen), tmp_path)
-    loop = groups[-1]
+    loop = loops[-1]
     names = {parameter: name for name, parameter in loop.named.items()}
-    rates = {names[p]: group["scale"] for group in loop.optimizer.param_groups for p in group["params"]}
+    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
+    rates = {names[p]: group["scale"] for group in groups for p in group["params"]}
     assert {rate for name, rate in rates.items() if name.startswith("heads.paint.")} == {0.25}
     assert {rate for name, rate in rates.items() if not name.startswith("heads.paint.")} == {1.0}
     assert not any(name.startswith("backbone.") for name in rates)

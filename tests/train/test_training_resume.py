@@ -32,11 +32,14 @@ train: {steps: 4, save_every: 2, log_every: 1, ema: 0.9, keep: 4, batch_samples:
 
 def recipe_of(kind):
     """A tiny recipe, or the one of a tokenizer alone, with everything that a resumed run must restore."""
+    if kind == "muon":
+        return tiny.recipe("transfusion", *FOUR, "train.optimizer=muon")
     return loads(TOKENIZER) if kind == "tokenizer" else tiny.recipe(kind, *FOUR)
 
 
 @pytest.mark.parametrize(
-    ("kind", "stopped"), [("transfusion", 2), ("transfusion", 3), ("show-o", 1), ("moe", 3), ("tokenizer", 2)]
+    ("kind", "stopped"),
+    [("transfusion", 2), ("transfusion", 3), ("muon", 2), ("show-o", 1), ("moe", 3), ("tokenizer", 2)],
 )
 def test_stopped_and_continued_equals_uninterrupted(kind, stopped, tmp_path, monkeypatch):
     recipe = recipe_of(kind)

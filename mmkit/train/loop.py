@@ -1,161 +1,38 @@
-"""One plain loop: samples of a step, losses, gradients, a step of AdamW; a log, samples and checkpoints on the way."""
+"""One plain loop: samples of a step, losses, gradients, a step of the optimizers; a log, samples and checkpoints on the way."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from mmkit import checkpoint
-from mmkit.compose import check, render
-from mmkit.compose.recipe import Recipe, Reconstruction, Train
-from mmkit.compose.wiring import seeded
+from mmkit.compose import render
+from mmkit.compose.recipe import Recipe
 from mmkit.contracts.part import Part
 from mmkit.contracts.tokenizer import Tokenizer
 from mmkit.data.mixture import Mixture
 from mmkit.data.prefetch import prefetch
-from mmkit.errors import CheckpointError, DataError, MmkitError
-from mmkit.model import UnifiedModel, load_weights
-from mmkit.objectives import Joint, Objective, Reconstruct, Share
+from mmkit.errors import TrainError
+from mmkit.model import UnifiedModel
+from mmkit.objectives import Objective, Share
 from mmkit.progress import Progress, show_table
 from mmkit.samples import draw_samples
-
-FIT_SAMPLES = 2000
-
-
-class TrainError(MmkitError):
-    """Training cannot go on; what was reached is kept."""
+from mmkit.train.optimizers import make_optimizers, matrices_of
+from mmkit.train.tokenizers import fit_tokenizers
 
 
-def train(recipe: Recipe, run: Path, *, overwrite: bool = False, device: str = "auto", quiet: bool = False) -> Path:
-    """Trains a recipe into a run folder and gives its last checkpoint.
-
-    A run of the same recipe that was cut short continues where its last checkpoint stands, to the same result, bit for bit
-    on one machine. Ctrl-C and SIGTERM save first. Raises `RecipeError` on a recipe that does not compose,
-    `CheckpointError` where the folder holds another run, `TrainError` where the loss stops being a number.
-    """
-    check(recipe)
-    run = Path(run)
-    mixture = Mixture([(m.source.build(), m.weight) for m in recipe.data], recipe.train.seed)
-    with checkpoint.lock(run):
-        _claim(run, recipe, overwrite)
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        torch.manual_seed(recipe.train.seed)
-        objective, model = _objective(recipe, run, mixture, place, quiet)
-        return _Loop(recipe, run, mixture, objective, model, place, quiet).run_all()
-
-
-def _claim(run: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Makes the folder this recipe's, or refuses one that is another's."""
-    kept = run / "recipe.yaml"
-    if overwrite:
-        for name in ("checkpoints", "samples", "tokenizers"):
-            shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("log.jsonl", "recipe.yaml", "not-a-number.json"):
-            (run / name).unlink(missing_ok=True)
-    if kept.is_file() and kept.read_text() != render(recipe):
-        theirs, ours = kept.read_text().splitlines(), render(recipe).splitlines()
-        differing = next(
-            (f"{a.strip()!r} there, {b.strip()!r} here" for a, b in zip(theirs, ours, strict=False) if a != b), ""
-        )
-        raise CheckpointError(
-            str(run), f"this folder holds a run of another recipe ({differing or 'of another length'})",
-            "name another folder with --run, or start it over with --overwrite",
-        )  # fmt: skip
-    checkpoint.write_text(kept, render(recipe))
-
-
-def _objective(
-    recipe: Recipe, run: Path, mixture: Mixture, device: torch.device, quiet: bool
-) -> tuple[Objective, UnifiedModel | None]:
-    if recipe.model.backbone is None:
-        return _reconstruction(recipe, device), None
-    fresh = checkpoint.latest(run) is None
-    model = UnifiedModel(recipe)
-    if fresh:
-        load_weights(model)
-        for name, tokenizer in model.tokenizers.items():
-            if recipe.model.tokenizers[name].weights is None and tokenizer.port.trained_by_reconstruction:
-                _pretrain(recipe, run, name, tokenizer, device, quiet)
-        fit_tokenizers(model.tokenizers, mixture)
-    model.sizes = mixture.sizes()
-    model.backbone.recompute = recipe.train.recompute
-    return Joint(model.to(device)), model
-
-
-def _reconstruction(recipe: Recipe, device: torch.device) -> Reconstruct:
-    tokenizers = nn.ModuleDict()
-    for name, spec in recipe.model.tokenizers.items():
-        with seeded(recipe.train.seed, f"tokenizers.{name}"):
-            tokenizers[name] = spec.build()
-        if spec.weights:
-            checkpoint.load_part(tokenizers[name], spec.weights, f"tokenizers.{name}")
-        tokenizers[name].requires_grad_(not spec.frozen)
-    with seeded(recipe.train.seed, "discriminator"):
-        objective = Reconstruct(recipe, tokenizers, _features(recipe.train.reconstruction, device))
-    for module in objective.modules().values():
-        module.to(device)
-    return objective
-
-
-def _features(options: Reconstruction, device: torch.device) -> nn.Module | None:
-    """The frozen encoder that a perceptual loss compares features of. Raises `TrainError` where none is named."""
-    if not options.perceptual:
-        return None
-    if options.features is None or not options.features.weights:
-        raise TrainError(
-            "train.reconstruction.features", "a perceptual loss needs a trained network to look through, and none is named",
-            "write features: {type: timm, name: ..., weights: ...}, or set perceptual to 0",
-        )  # fmt: skip
-    encoder = options.features.build()
-    checkpoint.load_part(encoder, options.features.weights, "train.reconstruction.features")
-    return encoder.to(device).eval().requires_grad_(False)
-
-
-def _pretrain(recipe: Recipe, run: Path, name: str, tokenizer: nn.Module, device: torch.device, quiet: bool) -> None:
-    """A tokenizer that needs training and names no weights is trained first, by reconstruction, in a run of its own."""
-    options = recipe.train
-    alone = replace(
-        recipe,
-        model=replace(recipe.model, tokenizers={name: recipe.model.tokenizers[name]}, encoders={}, backbone=None, heads={},
-                      streams={}, reads={}),
-        train=replace(Train(), steps=options.reconstruction.steps, batch_samples=options.batch_samples, seed=options.seed,
-                      lr=options.reconstruction.lr, reconstruction=options.reconstruction),
-    )  # fmt: skip
-    folder = run / "tokenizers" / name
-    if not quiet:
-        print(
-            f"tokenizers.{name} names no weights: training it first, {options.reconstruction.steps} steps into {folder}"
-        )
-    train(alone, folder, device=str(device), quiet=quiet)
-    checkpoint.load_part(tokenizer, f"{folder}#tokenizers.{name}", f"tokenizers.{name}")
-
-
-def fit_tokenizers(tokenizers: Mapping[str, nn.Module] | nn.ModuleDict, mixture: Mixture) -> None:
-    """Lets every tokenizer that must still see data (an untrained sentencepiece, latent statistics) learn from it."""
-    for tokenizer in tokenizers.values():
-        if not tokenizer.fitted:
-            tokenizer.fit(_contents(mixture, tokenizer.port.modality))
-
-
-def _contents(mixture: Mixture, modality: str) -> Iterator[Any]:
-    """Contents of one modality from the first samples, in training's own order."""
-    for place in mixture.places(0, FIT_SAMPLES):
-        yield from (s.content for s in mixture.load(place).segments if s.modality == modality)
-
-
-class _Loop:
+class Loop:
     """The state of one run: what is trained, how far it is, and what it writes."""
 
     def __init__(
@@ -165,34 +42,32 @@ class _Loop:
         self.recipe, self.run, self.mixture, self.objective = recipe, run, mixture, objective
         self.model, self.device, self.quiet = model, device, quiet
         self.options = recipe.train
-        self.modules = nn.ModuleDict()
         self.named = {
             f"{prefix}.{name}" if prefix else name: p
             for prefix, module in objective.modules().items()
             for name, p in module.named_parameters()
         }
         self.trained = {name: p for name, p in self.named.items() if p.requires_grad}
-        self.optimizer = self._optimizer()
+        self.optimizers = self._optimizers()
         self.ema = self._buffers(copy.deepcopy) if self.options.ema else None
         self.step = 0
         self.stop_signal = 0
         self.log_path = run / "log.jsonl"
         self.board = _board(run) if "tensorboard" in self.options.trackers else None
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        """AdamW; matrices decay, what scales or shifts does not. Each part's learning rate is scaled by its `lr_scale`."""
+    def _optimizers(self) -> list[Optimizer]:
+        """Each part's learning rate is scaled by its `lr_scale`."""
         if not self.trained:
             raise TrainError(
                 "train", "nothing is trained: every part is frozen, or has nothing to learn", "unfreeze one"
             )
-        groups: dict[tuple[float, float], list[Tensor]] = {}
-        for name, parameter in self.trained.items():
-            decay = self.options.weight_decay if parameter.ndim >= 2 and not name.startswith("marks") else 0.0
-            groups.setdefault((self._scale(name), decay), []).append(parameter)
-        return torch.optim.AdamW(
-            [{"params": ps, "scale": s, "weight_decay": d, "lr": self.options.lr * s} for (s, d), ps in groups.items()],
-            lr=self.options.lr, betas=tuple(self.options.betas), eps=1e-8,
-        )  # fmt: skip
+        inside = set() if self.model is None else {f"backbone.{name}" for name in matrices_of(self.model.backbone)}
+        if self.options.optimizer == "muon" and not inside & self.trained.keys():
+            raise TrainError(
+                "train.optimizer", "muon moves the matrices inside a backbone, and none of those is trained here",
+                "write `optimizer: adamw`",
+            )  # fmt: skip
+        return make_optimizers(self.options, self.trained, inside, self._scale)
 
     def _scale(self, name: str) -> float:
         specs = self.recipe.model.specs()
@@ -262,7 +137,7 @@ class _Loop:
         for module in self.objective.modules().values():
             module.train()
         rate = self._rate(self.step)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.options.lr * rate * group["scale"]
         totals: dict[str, list[float]] = {}
         tokens = 0
@@ -278,8 +153,9 @@ class _Loop:
         norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.options.clip or math.inf)
         if not math.isfinite(float(norm)):
             self._refuse(samples, {"gradient norm": (float(norm), 1.0)})
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         for module in self.objective.modules().values():
             for part in module.modules():
                 if isinstance(part, Part):
@@ -372,7 +248,7 @@ class _Loop:
         }
         return checkpoint.write(
             self.run, self.step, model=self.state(), ema=self.ema,
-            optimizer=checkpoint.flatten_optimizer(self.optimizer, self.trained.items()), trainer=trainer,
+            optimizer=checkpoint.flatten_optimizers(self.optimizers, self.trained.items()), trainer=trainer,
             recipe=render(self.recipe), keep=self.options.keep,
         )  # fmt: skip
 
@@ -383,7 +259,7 @@ class _Loop:
             return
         kept = checkpoint.read(path)
         self._load(kept.model())
-        checkpoint.restore_optimizer(self.optimizer, self.trained.items(), kept.optimizer())
+        checkpoint.restore_optimizers(self.optimizers, self.trained.items(), kept.optimizer())
         if self.ema is not None:
             self.ema = {name: value.to(self.device) for name, value in (kept.ema() or {}).items()}
         checkpoint.restore_random(kept.trainer["rng"])
@@ -423,7 +299,7 @@ def _step_of(line: str) -> int:
 
 
 @contextmanager
-def _signals(loop: _Loop) -> Iterator[None]:
+def _signals(loop: Loop) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM lets the step end and saves; a second one acts at once."""
     before = {}
 
@@ -442,6 +318,3 @@ def _signals(loop: _Loop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-__all__ = ["DataError", "TrainError", "train"]

@@ -1,0 +1,111 @@
+"""What moves the parameters: AdamW, and Muon for the matrices inside the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from mmkit.compose.recipe import Train
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of one step, tuned for a steep start (Jordan et al. 2024): singular values end between 0.7 and 1.2."""
+
+
+def make_optimizers(
+    options: Train, trained: Mapping[str, nn.Parameter], matrices: set[str], scale: Callable[[str], float]
+) -> list[Optimizer]:
+    """The optimizers of a run; every parameter is in one of them. Their groups carry ``scale``, of the learning rate.
+
+    Weights with two axes and more decay, what scales or shifts does not, nor do the marks.
+
+    Args:
+        options: of the recipe.
+        trained: the parameters by name.
+        matrices: the names of those that Muon moves where `options` ask for it.
+        scale: the `lr_scale` of the part a name belongs to.
+    """
+    orthogonal = matrices & trained.keys() if options.optimizer == "muon" else set()
+    optimizers: list[Optimizer] = []
+    rest = {name: p for name, p in trained.items() if name not in orthogonal}
+    if orthogonal:
+        optimizers.append(
+            Muon(_groups(options, {n: trained[n] for n in trained if n in orthogonal}, scale), options.lr)
+        )
+    if rest:
+        betas = (options.betas[0], options.betas[1])
+        optimizers.append(AdamW(_groups(options, rest, scale), options.lr, betas, eps=1e-8))
+    return optimizers
+
+
+def _groups(
+    options: Train, parameters: Mapping[str, nn.Parameter], scale: Callable[[str], float]
+) -> list[dict[str, Any]]:
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        decay = options.weight_decay if parameter.ndim >= 2 and not name.startswith("marks") else 0.0
+        groups.setdefault((scale(name), decay), []).append(parameter)
+    return [{"params": ps, "scale": s, "weight_decay": d, "lr": options.lr * s} for (s, d), ps in groups.items()]
+
+
+def matrices_of(module: nn.Module) -> set[str]:
+    """The names of a module's matrices: weights of linear layers, and stacks of such (experts, ``[E, out, in]``)."""
+    linear = {f"{name}.weight".lstrip(".") for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    return linear | {name for name, p in module.named_parameters() if p.ndim == 3}
+
+
+class Muon(Optimizer):
+    """Momentum whose every singular value is brought near 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    Parameters are matrices ``[..., rows, columns]``. An update is scaled by ``0.2 * sqrt(max(rows, columns))`` to the size of
+    AdamW's (Liu et al. 2025, 2502.16982), so one learning rate and one weight decay serve both. `torch.optim.Muon` does the
+    same with ``adjust_lr_fn="match_rms_adamw"``, in bfloat16 wherever it runs, which takes a CPU about twenty times as long,
+    and one matrix at a time.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0, steps: int = 5
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step on the gradients at hand; parameters without one stay."""
+        for group in self.param_groups:
+            alike: dict[tuple[Any, ...], list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault((parameter.shape, parameter.device, parameter.dtype), []).append(parameter)
+            for parameters in alike.values():
+                self._move(parameters, group)
+
+    def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of parameters of one shape: their matrices are multiplied together, in one call."""
+        updates = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+            updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))  # Nesterov's
+        rows, columns = parameters[0].shape[-2:]
+        rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+        for parameter, update in zip(parameters, orthogonalized(torch.stack(updates), group["steps"]), strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+
+
+def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
+    """Matrices ``[..., rows, columns]`` with their singular values brought near 1, by Newton-Schulz iteration."""
+    a, b, c = NEWTON_SCHULZ
+    # Half the time on a GPU, at no loss (Jordan et al. 2024); many times the time on CPUs without such arithmetic.
+    y = x.bfloat16() if x.is_cuda else x.float()
+    tall = x.shape[-2] > x.shape[-1]
+    y = y.mT if tall else y
+    y = y / torch.linalg.matrix_norm(y, keepdim=True).clamp_min(1e-7)
+    for _ in range(steps):
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return (y.mT if tall else y).to(x.dtype)

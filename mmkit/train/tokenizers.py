@@ -1,0 +1,62 @@
+"""Tokenizers that must learn: trained alone, by reconstruction, or fitted to the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmkit import checkpoint
+from mmkit.compose.recipe import Recipe, Reconstruction
+from mmkit.compose.wiring import seeded
+from mmkit.data.mixture import Mixture
+from mmkit.errors import TrainError
+from mmkit.objectives import Reconstruct
+
+FIT_SAMPLES = 2000
+"""Samples of training that a tokenizer is fitted to."""
+
+
+def reconstruction(recipe: Recipe, device: torch.device) -> Reconstruct:
+    """The objective of a recipe of tokenizers alone, with their initial or named weights, on a device."""
+    tokenizers = nn.ModuleDict()
+    for name, spec in recipe.model.tokenizers.items():
+        with seeded(recipe.train.seed, f"tokenizers.{name}"):
+            tokenizers[name] = spec.build()
+        if spec.weights:
+            checkpoint.load_part(tokenizers[name], spec.weights, f"tokenizers.{name}")
+        tokenizers[name].requires_grad_(not spec.frozen)
+    with seeded(recipe.train.seed, "discriminator"):
+        objective = Reconstruct(recipe, tokenizers, _features(recipe.train.reconstruction, device))
+    for module in objective.modules().values():
+        module.to(device)
+    return objective
+
+
+def _features(options: Reconstruction, device: torch.device) -> nn.Module | None:
+    """The frozen encoder that a perceptual loss compares features of. Raises `TrainError` where none is named."""
+    if not options.perceptual:
+        return None
+    if options.features is None or not options.features.weights:
+        raise TrainError(
+            "train.reconstruction.features", "a perceptual loss needs a trained network to look through, and none is named",
+            "write features: {type: timm, name: ..., weights: ...}, or set perceptual to 0",
+        )  # fmt: skip
+    encoder = options.features.build()
+    checkpoint.load_part(encoder, options.features.weights, "train.reconstruction.features")
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+def fit_tokenizers(tokenizers: Mapping[str, nn.Module] | nn.ModuleDict, mixture: Mixture) -> None:
+    """Lets every tokenizer that must still see data (an untrained sentencepiece, latent statistics) learn from it."""
+    for tokenizer in tokenizers.values():
+        if not tokenizer.fitted:
+            tokenizer.fit(_contents(mixture, tokenizer.port.modality))
+
+
+def _contents(mixture: Mixture, modality: str) -> Iterator[Any]:
+    """Contents of one modality from the first samples, in training's own order."""
+    for place in mixture.places(0, FIT_SAMPLES):
+        yield from (s.content for s in mixture.load(place).segments if s.modality == modality)
