@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -68,26 +68,27 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
-def show_table(recipe: Recipe, named: Mapping[str, Tensor], scale: Callable[[str], float], lr: float) -> None:
-    """What is trained, with how many parameters and at which learning rate."""
+def show_table(recipe: Recipe, named: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+    """What is trained, with how many parameters and at which learning rates; what `rates` does not name is frozen."""
     from rich.console import Console
     from rich.table import Table
 
-    rows: dict[str, list[float]] = {}
-    for name, parameter in named.items():
-        row = rows.setdefault(_part(name), [0, 0, 0.0])
-        row[0] += parameter.numel()
-        row[1] += parameter.numel() if parameter.requires_grad else 0
-        row[2] = max(row[2], lr * scale(name) if parameter.requires_grad else 0.0)
+    rows: dict[str, list[str]] = {}
+    for name in named:
+        rows.setdefault(_part(name), []).append(name)
     table = Table("part", "type", "parameters", "trained", "learning rate", box=None, header_style="bold")
     specs = recipe.model.specs()
-    for part, (total, trained, rate) in rows.items():
+    for part, names in rows.items():
+        mine = sorted({rates[name] for name in names if name in rates}, reverse=True)
         kind = specs[part].name if part in specs else ""
-        table.add_row(part, kind, f"{int(total):,}", f"{int(trained):,}", f"{rate:.2g}" if trained else "frozen")
-    table.add_row(
-        "total", "", f"{sum(int(r[0]) for r in rows.values()):,}", f"{sum(int(r[1]) for r in rows.values()):,}", ""
-    )
+        said = ", ".join(f"{rate:.2g}" for rate in mine) or "frozen"
+        table.add_row(part, kind, _count(named, names), _count(named, (n for n in names if n in rates)), said)
+    table.add_row("total", "", _count(named, named), _count(named, rates), "")
     Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
+
+
+def _count(named: Mapping[str, Tensor], names: Iterable[str]) -> str:
+    return f"{sum(named[name].numel() for name in names):,}"
 
 
 def _part(name: str) -> str:

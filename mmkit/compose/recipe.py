@@ -105,8 +105,9 @@ class Train:
         batch_samples: samples of one step: which ones is a pure function of (seed, step), whatever the model.
         batch_tokens: tokens of one forward pass; what a step has beyond that is accumulated over further passes.
         optimizer: ``adamw``; or ``muon``, which moves the matrices inside the backbone by orthogonalised momentum (Jordan et
-            al. 2024) and the rest by AdamW, at the same learning rate: fewer steps to the same loss, from scratch.
-        lr: peak learning rate; `warmup` steps up to it, then `schedule` down to ``lr * lr_end``.
+            al. 2024) and the rest by AdamW: fewer steps to the same loss, from scratch.
+        lr: peak learning rate of AdamW; `warmup` steps up to it, then `schedule` down to ``lr * lr_end``.
+        muon_lr: the same of Muon, which hardly depends on the size of the model.
         loss_weights: weight of each head's loss (default 1).
         precision: ``auto`` takes bf16 autocast where the device is faster with it.
         ema: decay of the exponential moving average of the weights that sampling and the checkpoint use; 0 for none.
@@ -121,6 +122,7 @@ class Train:
     batch_tokens: Count = 8192
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: Positive = 1e-3
+    muon_lr: Positive = 0.02
     lr_end: Fraction = 0.0
     warmup: Size = 50
     schedule: Literal["cosine", "constant", "linear"] = "cosine"

@@ -69,6 +69,14 @@ class Loop:
             )  # fmt: skip
         return make_optimizers(self.options, self.trained, inside, self._scale)
 
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        return (group for optimizer in self.optimizers for group in optimizer.param_groups)
+
+    def _rates(self) -> dict[str, float]:
+        """The full learning rate of every parameter that is trained."""
+        names = {parameter: name for name, parameter in self.trained.items()}
+        return {names[p]: group["peak"] for group in self._groups() for p in group["params"]}
+
     def _scale(self, name: str) -> float:
         specs = self.recipe.model.specs()
         return next((spec.lr_scale for path, spec in specs.items() if name.startswith(path + ".")), 1.0)
@@ -90,7 +98,7 @@ class Loop:
         """From wherever the run stands to its last step."""
         self._resume()
         if not self.quiet:
-            show_table(self.recipe, self.named, self._scale, self.options.lr)
+            show_table(self.recipe, self.named, self._rates())
         last = checkpoint.latest(self.run)
         with _signals(self), Progress(self.options.steps, self.step, quiet=self.quiet) as progress:
             coming = self._coming()
@@ -137,8 +145,8 @@ class Loop:
         for module in self.objective.modules().values():
             module.train()
         rate = self._rate(self.step)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = self.options.lr * rate * group["scale"]
+        for group in self._groups():
+            group["lr"] = group["peak"] * rate
         totals: dict[str, list[float]] = {}
         tokens = 0
         for share in self._shares(work):

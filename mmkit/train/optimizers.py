@@ -18,7 +18,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def make_optimizers(
     options: Train, trained: Mapping[str, nn.Parameter], matrices: set[str], scale: Callable[[str], float]
 ) -> list[Optimizer]:
-    """The optimizers of a run; every parameter is in one of them. Their groups carry ``scale``, of the learning rate.
+    """The optimizers of a run; every parameter is in one of them. Their groups carry ``peak``, their full learning rate.
 
     Weights with two axes and more decay, what scales or shifts does not, nor do the marks.
 
@@ -32,23 +32,22 @@ def make_optimizers(
     optimizers: list[Optimizer] = []
     rest = {name: p for name, p in trained.items() if name not in orthogonal}
     if orthogonal:
-        optimizers.append(
-            Muon(_groups(options, {n: trained[n] for n in trained if n in orthogonal}, scale), options.lr)
-        )
+        inside = {name: p for name, p in trained.items() if name in orthogonal}
+        optimizers.append(Muon(_groups(inside, options.muon_lr, options.weight_decay, scale), options.muon_lr))
     if rest:
         betas = (options.betas[0], options.betas[1])
-        optimizers.append(AdamW(_groups(options, rest, scale), options.lr, betas, eps=1e-8))
+        optimizers.append(AdamW(_groups(rest, options.lr, options.weight_decay, scale), options.lr, betas, eps=1e-8))
     return optimizers
 
 
 def _groups(
-    options: Train, parameters: Mapping[str, nn.Parameter], scale: Callable[[str], float]
+    parameters: Mapping[str, nn.Parameter], lr: float, weight_decay: float, scale: Callable[[str], float]
 ) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in parameters.items():
-        decay = options.weight_decay if parameter.ndim >= 2 and not name.startswith("marks") else 0.0
-        groups.setdefault((scale(name), decay), []).append(parameter)
-    return [{"params": ps, "scale": s, "weight_decay": d, "lr": options.lr * s} for (s, d), ps in groups.items()]
+        decay = weight_decay if parameter.ndim >= 2 and not name.startswith("marks") else 0.0
+        groups.setdefault((lr * scale(name), decay), []).append(parameter)
+    return [{"params": ps, "peak": peak, "weight_decay": d, "lr": peak} for (peak, d), ps in groups.items()]
 
 
 def matrices_of(module: nn.Module) -> set[str]:
@@ -60,10 +59,9 @@ def matrices_of(module: nn.Module) -> set[str]:
 class Muon(Optimizer):
     """Momentum whose every singular value is brought near 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    Parameters are matrices ``[..., rows, columns]``. An update is scaled by ``0.2 * sqrt(max(rows, columns))`` to the size of
-    AdamW's (Liu et al. 2025, 2502.16982), so one learning rate and one weight decay serve both. `torch.optim.Muon` does the
-    same with ``adjust_lr_fn="match_rms_adamw"``, in bfloat16 wherever it runs, which takes a CPU about twenty times as long,
-    and one matrix at a time.
+    Parameters are matrices ``[..., rows, columns]``; an update is scaled by ``sqrt(max(1, rows / columns))``, so that one rate
+    serves all shapes and widths. `torch.optim.Muon` does the same in bfloat16 wherever it runs, which takes a CPU about
+    sixteen times as long, and one matrix at a time.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class Muon(Optimizer):
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
             updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))  # Nesterov's
         rows, columns = parameters[0].shape[-2:]
-        rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+        rate = group["lr"] * max(1, rows / columns) ** 0.5
         for parameter, update in zip(parameters, orthogonalized(torch.stack(updates), group["steps"]), strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
 

@@ -36,7 +36,7 @@ def test_muon_is_torchs_muon(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.float())
     ours, theirs = parameters(), parameters()
     run(Muon(ours, 0.02, weight_decay=0.1), ours)
-    run(torch.optim.Muon(theirs, 0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), theirs)
+    run(torch.optim.Muon(theirs, 0.02, weight_decay=0.1), theirs)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 

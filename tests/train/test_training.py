@@ -109,16 +109,20 @@ def test_lr_scale_reaches_the_optimizer_and_the_table(earlier, tmp_path, monkeyp
     monkeypatch.setattr(Loop, "run_all", lambda loop: (loops.append(loop), original(loop))[1])
     frozen = ("model.backbone.frozen=true", f"model.backbone.weights={earlier('transfusion')}#backbone")
     train(tiny.recipe("transfusion", *QUICK, "model.heads.paint.lr_scale=0.25", *frozen), tmp_path)
-    loop = loops[-1]
-    names = {parameter: name for name, parameter in loop.named.items()}
-    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
-    rates = {names[p]: group["scale"] for group in groups for p in group["params"]}
-    assert {rate for name, rate in rates.items() if name.startswith("heads.paint.")} == {0.25}
-    assert {rate for name, rate in rates.items() if not name.startswith("heads.paint.")} == {1.0}
+    rates = loops[-1]._rates()
+    assert {rate for name, rate in rates.items() if name.startswith("heads.paint.")} == {0.25e-3}
+    assert {rate for name, rate in rates.items() if not name.startswith("heads.paint.")} == {1e-3}
     assert not any(name.startswith("backbone.") for name in rates)
     table = capsys.readouterr().out
     assert re.search(r"heads\.paint\s+flow\s.*0\.00025", table)
     assert re.search(r"backbone\s+dense\s+[\d,]+\s+0\s+frozen", table)
+
+
+def test_the_table_names_both_rates_of_a_backbone_that_muon_moves(tmp_path, capsys):
+    train(tiny.recipe("transfusion", *QUICK, "train.optimizer=muon", "train.muon_lr=0.03"), tmp_path)
+    table = capsys.readouterr().out
+    assert re.search(r"backbone\s+dense\s+[\d,]+\s+[\d,]+\s+0\.03, 0\.001 *\n", table)
+    assert re.search(r"heads\.paint\s+flow\s.*\s0\.001 *\n", table)
 
 
 def gradients(recipe, samples, step=0):
