@@ -30,9 +30,10 @@ LINE = 1024
 class SentencePiece(Tokenizer):
     """SentencePiece (Kudo & Richardson 2018, arXiv 1808.06226), unigram or BPE.
 
-    A model trained here by `fit` writes every text back exactly: it neither normalises nor adds or drops spaces, it spells
-    what it has not seen in bytes, and U+2581, SentencePiece's own space, goes by its bytes. It has no control pieces: the
-    marks around spans are the composition's.
+    A model trained here by `fit` writes every text back exactly: it does not normalise, it keeps all spaces, and it spells
+    what it has not seen in bytes; so it does with U+2581, SentencePiece's own space, and all behind it. As in Llama and T5, a
+    word at the start of a text is the piece that it is inside one (``add_dummy_prefix``). There are no control pieces:
+    the marks around spans are the composition's.
 
     A model from elsewhere gives the ids that the sentencepiece library gives, and loses what that model loses: U+2581
     comes back as a space; models that normalise (NFKC) change letters, and those that fold spaces drop leading and
@@ -127,7 +128,7 @@ class SentencePiece(Tokenizer):
                 required_chars=SPACE,
                 byte_fallback=True,
                 normalization_rule_name="identity",
-                add_dummy_prefix=False,
+                add_dummy_prefix=True,
                 remove_extra_whitespaces=False,
                 allow_whitespace_only_pieces=True,
                 unk_id=0,
@@ -156,9 +157,10 @@ class SentencePiece(Tokenizer):
             ) from error
         if self.config.model is not None or SPACE not in text:
             return processor.encode(text)
-        first, *others = (processor.encode(part) for part in text.split(SPACE))
-        spelled = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        return first + [piece for other in others for piece in spelled + other]
+        # The library would take what stands behind for a text of its own, and begin it with a space.
+        start = text.index(SPACE)
+        spelled = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in text[start:].encode()]
+        return processor.encode(text[:start]) + spelled
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """How long a model is, only the checkpoint knows."""
