@@ -56,6 +56,12 @@ def test_every_text_comes_back_from_a_model_trained_here(text: str, kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_word_is_the_same_piece_at_the_start_as_inside(kind: str) -> None:
+    first, inside = TRAINED[kind].encode(["circle", "a red circle"])
+    assert len(first) and torch.equal(first, inside[-len(first) :])
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_training_is_deterministic_and_bounded(kind: str) -> None:
     first, second = TRAINED[kind], trained(kind)
     assert torch.equal(first.proto, second.proto)
