@@ -28,6 +28,7 @@ from mmkit.model import UnifiedModel
 from mmkit.objectives import Objective, Share
 from mmkit.progress import Progress, show_table
 from mmkit.samples import draw_samples
+from mmkit.train.memory import peak_memory
 from mmkit.train.optimizers import make_optimizers, matrices_of
 from mmkit.train.tokenizers import fit_tokenizers
 
@@ -52,6 +53,7 @@ class Loop:
         self.ema = self._buffers(copy.deepcopy) if self.options.ema else None
         self.step = 0
         self.stop_signal = 0
+        self.started = 0.0
         self.log_path = run / "log.jsonl"
         self.board = _board(run) if "tensorboard" in self.options.trackers else None
 
@@ -97,6 +99,7 @@ class Loop:
     def run_all(self) -> Path:
         """From wherever the run stands to its last step."""
         self._resume()
+        self.started = time.monotonic() - self._spent()
         if not self.quiet:
             show_table(self.recipe, self.named, self._rates())
         last = checkpoint.latest(self.run)
@@ -282,7 +285,13 @@ class Loop:
             lines = [line for line in self.log_path.read_text().splitlines() if _step_of(line) <= self.step]
             checkpoint.write_text(self.log_path, "".join(f"{line}\n" for line in lines))
 
+    def _spent(self) -> float:
+        """Seconds of earlier sittings, up to the last line that the log keeps of them."""
+        lines = self.log_path.read_text().splitlines() if self.log_path.is_file() else []
+        return json.loads(lines[-1]).get("elapsed", 0.0) if lines else 0.0
+
     def _log(self, figures: Mapping[str, float]) -> None:
+        figures = {**figures, "elapsed": time.monotonic() - self.started, "peak_memory": peak_memory(self.device)}
         with self.log_path.open("a") as file:
             file.write(json.dumps({"step": self.step, **figures}) + "\n")
         for name, value in figures.items() if self.board is not None else ():

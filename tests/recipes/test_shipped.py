@@ -152,7 +152,7 @@ def golden_of(name, folder):
     if recipe.model.backbone is not None:
         with torch.device("meta"):
             parameters = {n: list(p.shape) for n, p in UnifiedModel(recipe).named_parameters()}
-    figures = ("step", "tokens", "seconds", "lr", "grad_norm")
+    figures = ("step", "tokens", "seconds", "lr", "grad_norm", "elapsed", "peak_memory")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [{key: value for key, value in record.items() if key not in figures} for record in log]
     return {"recipe": tree(recipe), "parameters": parameters, "losses": losses}

@@ -12,12 +12,12 @@ import pytest
 
 from mmkit.train.loop import Loop
 
-MEASURED = ("seconds",)
+MEASURED = ("seconds", "elapsed", "peak_memory")
 """Figures of a log line that are not the same twice."""
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """The log of a run, without what only a clock decides."""
+    """The log of a run, without what the machine decides."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 

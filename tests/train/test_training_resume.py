@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -55,6 +56,20 @@ def test_stopped_and_continued_equals_uninterrupted(kind, stopped, tmp_path, mon
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "trainer.json"} <= hashes(last).keys()
     assert hashes(last) == hashes(whole)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_the_log_adds_up_the_time_of_all_sittings(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(TrainError):
+        interrupt(patch, tmp_path, 2)
+        train(recipe_of("transfusion"), tmp_path, quiet=True)
+    log = tmp_path / "log.jsonl"
+    first = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps({**row, "elapsed": 1000.0 + row["step"]}) + "\n" for row in first))
+    train(recipe_of("transfusion"), tmp_path, quiet=True)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    elapsed = [row["elapsed"] for row in rows]
+    assert elapsed == sorted(elapsed) and 1000 + first[-1]["step"] <= elapsed[-1] < 1100
+    assert all(10**7 < row["peak_memory"] < 10**12 for row in rows)
 
 
 def test_a_killed_run_goes_back_to_its_last_checkpoint(tmp_path):
