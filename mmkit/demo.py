@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmkit import compose
+from mmkit.errors import ContractError
 from mmkit.evaluate.judging import Evaluation, evaluate
 from mmkit.evaluate.report import Report
-from mmkit.explain import architecture_picture, mask_picture
+from mmkit.explain import architecture_picture, example_of, mask_picture
+from mmkit.explain.cost import flops
 from mmkit.model import UnifiedModel, load
 from mmkit.train import train
 
@@ -25,11 +27,12 @@ def report_on(run: Path, per_task: int, *, title: str, quiet: bool = False) -> t
     started = time.monotonic()
     tick = None if quiet else lambda done, total: print(f"judged {done} of {total}", flush=True)
     evaluation = evaluate(model, source, per_task, tick=tick)
-    facts = _facts(run, model, time.monotonic() - started)
+    log = _log(run)
+    figures = _figures(log, model)
+    facts = _facts(figures, time.monotonic() - started)
     pictures = [("Architecture", architecture_picture(model)), ("Who sees whom", mask_picture(model, source))]
-    report = Report(
-        title, model.recipe.text or compose.render(model.recipe), evaluation, _log(run), facts, pictures, GOALS
-    )
+    recipe = model.recipe.text or compose.render(model.recipe)
+    report = Report(title, recipe, evaluation, log, facts, pictures, GOALS, figures)
     return evaluation, report.write(run)
 
 
@@ -47,14 +50,41 @@ def demo(run: Path, *, per_task: int = 200, overrides: tuple[str, ...] = (), qui
     return page
 
 
-def _facts(run: Path, model: UnifiedModel, seconds: float) -> list[tuple[str, str]]:
-    log = _log(run)
+def _figures(log: list[dict[str, Any]], model: UnifiedModel) -> dict[str, float]:
+    """What the run cost, as far as it is known.
+
+    Counts of parameters; `steps`; `tokens` and `flops` of all of training, from those of the logged steps; `tokens_per_second`
+    while steps ran; `seconds` of wall time, all else counted; `peak_memory` in bytes.
+    """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    facts = [("parameters", f"{sum(p.numel() for p in model.parameters()):,} ({trained:,} trained)")]
-    if log:
-        pace = sum(row["tokens"] for row in log) / max(1e-9, sum(row["seconds"] for row in log))
-        facts += [("steps", f"{int(log[-1]['step']):,}"), ("training", f"{pace:,.0f} tokens/s")]
-    return [*facts, ("judging", f"{seconds:.0f} s")]
+    figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters()), "trained": trained}
+    if not log:
+        return figures
+    tokens = sum(row["tokens"] for row in log)
+    figures["steps"] = log[-1]["step"]
+    figures["tokens"] = round(tokens / len(log) * log[-1]["step"])
+    figures["tokens_per_second"] = tokens / max(1e-9, sum(row["seconds"] for row in log))
+    if (per_token := _flops_per_token(model)) is not None:
+        figures["flops"] = per_token * figures["tokens"]
+    if "elapsed" in log[-1]:
+        figures["seconds"] = log[-1]["elapsed"]
+        figures["peak_memory"] = max(row.get("peak_memory", 0) for row in log)
+    return figures
+
+
+def _flops_per_token(model: UnifiedModel) -> float | None:
+    """Training FLOPs per token of backbone and heads; None where they cannot be counted."""
+    try:
+        return flops(model, example_of(model)).training_per_token
+    except ContractError:
+        return None
+
+
+def _facts(figures: dict[str, float], judging: float) -> list[tuple[str, str]]:
+    facts = [("parameters", f"{figures['parameters']:,} ({figures['trained']:,} trained)")]
+    if "steps" in figures:
+        facts += [("steps", f"{figures['steps']:,}"), ("training", f"{figures['tokens_per_second']:,.0f} tokens/s")]
+    return [*facts, ("judging", f"{judging:.0f} s")]
 
 
 def _log(run: Path) -> list[dict[str, Any]]:

@@ -16,13 +16,21 @@ from torch import Tensor
 from mmkit.evaluate.judging import WHOLE, Evaluation, Record
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+FORMAT = 1
+"""Of `report.json`; what was written before it had one lacks `figures` and `view`."""
 SHOWN = 24
-FIGURES = ("tokens", "seconds", "lr", "step", "grad_norm")
+KEPT = 8
+"""Records of each task whose pictures `report.json` keeps, so that runs can be shown side by side."""
+FIGURES = ("tokens", "seconds", "lr", "step", "grad_norm", "elapsed", "peak_memory")
+"""What a log line says besides losses."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of one run. `pictures` are titled SVGs; `facts` are shown as a table (name, value)."""
+    """What is known of one run.
+
+    `pictures` are titled SVGs; `facts` are shown as a table (name, value); `figures` say the same to machines, by name.
+    """
 
     title: str
     recipe: str
@@ -31,6 +39,7 @@ class Report:
     facts: Sequence[tuple[str, str]] = ()
     pictures: Sequence[tuple[str, str]] = ()
     goals: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Writes `report.html` and `report.json`; gives the page's path."""
@@ -40,16 +49,22 @@ class Report:
         return page
 
     def as_json(self) -> dict[str, Any]:
-        """Everything a machine would ask for, pictures left out."""
+        """Everything a machine would ask for; of pictures, those of the first `KEPT` records of each task."""
         rates = self.evaluation.rates
+        kept = {id(record) for task in rates for record in self.evaluation.of(task)[:KEPT]}
         return {
+            "format": FORMAT,
             "title": self.title,
             "facts": dict(self.facts),
+            "figures": dict(self.figures),
             "goals": dict(self.goals),
             "tasks": {
                 task: {name: rate.as_json() for name, rate in figures.items()} for task, figures in rates.items()
             },
-            "records": [_words(record) for record in self.evaluation.records],
+            "records": [
+                _words(record) | ({"view": _view(record)} if id(record) in kept else {})
+                for record in self.evaluation.records
+            ],
             "log": list(self.log),
             "recipe": self.recipe,
         }

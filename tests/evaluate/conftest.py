@@ -1,0 +1,6 @@
+"""Makes the tiny recipes of the model's tests importable here."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "model"))
