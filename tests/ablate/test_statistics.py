@@ -1,0 +1,168 @@
+"""The statistics of a comparison, against tables, published examples and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from mmkit.ablate.statistics import (
+    Difference,
+    difference_by_sample,
+    difference_by_seed,
+    mean,
+    mean_over_seeds,
+    t_quantile,
+    t_tail,
+)
+from mmkit.evaluate.rate import Rate
+
+# To the nine digits that R's `qt` prints.
+TABLE = [
+    (0.975, 1, 12.706204736), (0.975, 2, 4.302652730), (0.975, 3, 3.182446305), (0.975, 5, 2.570581836),
+    (0.975, 10, 2.228138852), (0.975, 30, 2.042272456), (0.975, 120, 1.979930405), (0.995, 4, 4.604094871),
+    (0.95, 7, 1.894578605), (0.9995, 15, 4.072765196),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("probability", "freedom", "expected"), TABLE)
+def test_quantiles_are_those_of_the_tables(probability, freedom, expected):
+    assert t_quantile(probability, freedom) == pytest.approx(expected, abs=2e-9)
+
+
+@settings(deadline=None)
+@given(st.floats(0.501, 0.9999), st.floats(1, 1e4))
+def test_a_quantile_is_where_the_tail_says(probability, freedom):
+    assert t_tail(t_quantile(probability, freedom), freedom) == pytest.approx(1 - probability, rel=1e-8)
+
+
+@settings(deadline=None)
+@given(st.floats(0.501, 0.9999))
+def test_quantiles_of_one_and_two_degrees_have_closed_forms(p):
+    assert t_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-8)
+    assert t_quantile(p, 2) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)), rel=1e-8)
+
+
+def test_the_mean_of_a_published_example():
+    """Additional hours of sleep of Student's ten patients (1908), drug 2: mean 2.33, 95 % between 0.90 and 3.76."""
+    found = mean([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+    assert (round(found.value, 2), round(found.low, 2), round(found.high, 2)) == (2.33, 0.90, 3.76)
+
+
+def test_a_paired_difference_of_a_published_example():
+    """The same patients, drug 2 against drug 1, paired: 1.58, between 0.70 and 2.46."""
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    # Shares lie within 0 and 1, so the hours are scaled; an interval scales with them.
+    found = difference_by_seed([x / 10 for x in first], [x / 10 for x in second])
+    assert [round(10 * x, 2) for x in (found.value, found.low, found.high)] == [1.58, 0.70, 2.46]
+    assert found.verdict == "better" and (found.seeds, found.samples) == (10, 0)
+
+
+def test_one_seed_of_a_published_example():
+    """Approval of a prime minister, asked twice of 1600 (Agresti 2002, table 10.1): -0.04, between -0.059 and -0.021."""
+    base = np.repeat([1, 1, 0, 0], [794, 150, 86, 570])[None]
+    arm = np.repeat([1, 0, 1, 0], [794, 150, 86, 570])[None]
+    found = difference_by_sample(base, arm)
+    assert found.value == pytest.approx(-0.04)
+    assert (found.low, found.high) == (pytest.approx(-0.059, abs=5e-4), pytest.approx(-0.021, abs=5e-4))
+    assert found.verdict == "worse" and (found.seeds, found.samples) == (1, 1600)
+
+
+def test_one_seed_is_bonett_and_prices_interval_with_t_for_z():
+    base, arm = np.repeat([1, 1, 0, 0], [12, 9, 3, 6])[None], np.repeat([1, 0, 1, 0], [12, 9, 3, 6])[None]
+    more, less, n = (3 + 1) / 32, (9 + 1) / 32, 32
+    # Their variance divides by n where the estimate from a sample divides by n - 1.
+    error = math.sqrt((more + less - (more - less) ** 2) / (n - 1))
+    found = difference_by_sample(base, arm)
+    assert found.low == pytest.approx(more - less - t_quantile(0.975, n - 1) * error)
+    assert found.high == pytest.approx(more - less + t_quantile(0.975, n - 1) * error)
+
+
+def test_one_seed_has_wilsons_interval():
+    found = mean_over_seeds([Rate(90, 100)])
+    assert (found.value, found.low, found.high) == (0.9, Rate(90, 100).low, Rate(90, 100).high)
+
+
+def test_seeds_have_students_interval_within_what_a_share_can_be():
+    found = mean_over_seeds([Rate(90, 100), Rate(100, 100)])
+    assert found.value == pytest.approx(0.95) and found.high == 1.0
+    assert found.low == pytest.approx(0.95 - 12.706204736 * 0.05) and mean_over_seeds([Rate(1, 9)] * 3).low == 1 / 9
+
+
+tables = st.tuples(st.integers(1, 4), st.integers(1, 30)).flatmap(
+    lambda shape: st.tuples(*(arrays.arrays(bool, shape) for _ in range(2)))
+)
+
+
+@settings(deadline=None)
+@given(tables)
+def test_a_difference_lies_in_its_interval_and_changes_sign_with_its_arms(pair):
+    base, arm = pair
+    found, back = difference_by_sample(base, arm), difference_by_sample(arm, base)
+    assert -1 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+    assert found.value == pytest.approx(arm.mean() - base.mean())
+    assert (back.low, back.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+@settings(deadline=None)
+@given(tables, st.randoms())
+def test_the_order_of_seeds_and_samples_does_not_matter(pair, random):
+    base, arm = pair
+    rows, columns = list(range(base.shape[0])), list(range(base.shape[1]))
+    random.shuffle(rows)
+    random.shuffle(columns)
+    found, mixed = (
+        difference_by_sample(base, arm), difference_by_sample(base[rows][:, columns], arm[rows][:, columns])
+    )  # fmt: skip
+    assert (mixed.low, mixed.high) == (pytest.approx(found.low), pytest.approx(found.high))
+
+
+@settings(deadline=None)
+@given(tables)
+def test_an_arm_is_not_distinguishable_from_itself(pair):
+    assert difference_by_sample(pair[0], pair[0]).verdict == "not distinguishable"
+
+
+def test_verdicts():
+    assert Difference(0.1, 0.0, 0.2, 1, 9).verdict == "not distinguishable"
+    assert Difference(0.1, 0.01, 0.2, 1, 9).verdict == "better"
+    assert Difference(-0.1, -0.2, -0.01, 1, 9).verdict == "worse"
+
+
+# How often the true difference lies in the interval. Whether a sample is right: a score above 0, made of how hard the
+# sample is for both arms, how hard for one, how lucky an arm's seed is, and chance.
+
+
+def verdicts(random, shape, seeds, samples, gap):
+    hard, harder = random.normal(size=(1, 1, shape[1])), samples * random.normal(size=(2, 1, shape[1]))
+    luck, chance = seeds * random.normal(size=(2, shape[0], 1)), 0.5 * random.normal(size=(2, *shape))
+    return 0.3 + hard + harder + luck + chance + gap * np.array([0, 1])[:, None, None] > 0
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5])
+@pytest.mark.parametrize(("seeds", "samples"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.3, 0.5)])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_intervals_cover_what_they_should(count, seeds, samples, gap):
+    if count == 1 and seeds:
+        pytest.skip("one seed knows nothing of others, and the page says so")
+    random = np.random.default_rng([count, int(10 * seeds), int(10 * samples), int(10 * gap)])
+    base, arm = verdicts(random, (400, 4000), seeds, samples, gap)
+    truth = arm.mean() - base.mean() if gap else 0.0
+    found = [difference_by_sample(*verdicts(random, (count, 60), seeds, samples, gap)) for _ in range(400)]
+    covered = sum(d.low <= truth <= d.high for d in found) / len(found)
+    assert covered > 0.95 - 3 * math.sqrt(0.05 * 0.95 / len(found))
+
+
+def test_more_seeds_and_more_samples_tell_more():
+    random = np.random.default_rng(0)
+
+    def width(shape):
+        found = [difference_by_sample(*verdicts(random, shape, 0.2, 0.3, 0.3)) for _ in range(50)]
+        return sum(d.high - d.low for d in found)
+
+    assert width((5, 100)) < width((3, 100)) < width((2, 100)) and width((3, 300)) < width((3, 30))
