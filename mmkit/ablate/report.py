@@ -1,0 +1,123 @@
+"""One self-contained page (and its JSON twin) that lays arms side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from mmkit.ablate.arms import Arm, Entry, read_arms
+from mmkit.ablate.comparing import COSTS, DOES_NOT_APPLY, compared
+from mmkit.ablate.curves import COLORS, chart, curve, kinds, losses
+from mmkit.ablate.whisker import whisker
+from mmkit.checkpoint import write_text
+from mmkit.evaluate.judging import WHOLE
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SHOWN = 6
+"""Samples of each task that are shown side by side."""
+
+
+def write_comparison(entries: Sequence[Entry], base: str, folder: Path, title: str) -> Path:
+    """Writes `report.html` and `report.json` about arms into a folder; gives the page's path.
+
+    `base` names the entry that all others are compared with. Raises `CheckpointError` on a run that was not trained or
+    judged, or that this version cannot read.
+    """
+    arms = read_arms(entries, base)
+    said = compared(arms, title)
+    said["curves"] = {name: _curves(arms, name) for name in losses(arms)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "report.json", json.dumps(said, indent=1, allow_nan=False))
+    page = folder / "report.html"
+    write_text(page, _page(arms, said))
+    return page
+
+
+def _curves(arms: Sequence[Arm], name: str) -> dict[str, list[list[float]]]:
+    """Arm -> points of one loss: step, mean over seeds, lowest, highest."""
+    return {arm.name: [[p.step, p.mean, p.low, p.high] for p in curve(arm, name)] for arm in arms}
+
+
+def _page(arms: Sequence[Arm], said: Mapping[str, Any]) -> str:
+    """The page; everything people or models wrote is escaped."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "points": _points, "cost": _cost, "breakable": _breakable}
+    return environment.from_string(TEMPLATE.read_text()).render(
+        said=said, whole=WHOLE, costs=COSTS, does_not_apply=DOES_NOT_APPLY, colors=COLORS, whiskers=_whiskers(said),
+        charts=[_chart(arms, name) for name in said["curves"]], samples=_samples(arms),
+        options=len(next(iter(arms[0].runs.values())).options),
+    )  # fmt: skip
+
+
+def _whiskers(said: Mapping[str, Any]) -> dict[tuple[str, str, str], str]:
+    """(task, figure, arm) -> its mark; all marks of a page have one scale."""
+    found = {
+        (metric["task"], metric["figure"], arm): each
+        for metric in said["metrics"]
+        for arm, each in metric["differences"].items()
+        if "verdict" in each
+    }
+    reach = max((max(-d["low"], d["high"]) for d in found.values()), default=1.0) or 1.0
+    return {key: whisker(d["value"], d["low"], d["high"], reach) for key, d in found.items()}
+
+
+def _chart(arms: Sequence[Arm], name: str) -> dict[str, str]:
+    """One loss: its chart, and a warning where it does not mean the same in all arms."""
+    types = kinds(arms, name)
+    note = ""
+    if len(set(types.values())) > 1:
+        listed = ", ".join(dict.fromkeys(types.values()))
+        note = f"heads of different types ({listed}): their losses are not on one scale"
+    return {"name": name, "svg": chart([curve(arm, name) for arm in arms], escape(name)), "note": note}
+
+
+def _samples(arms: Sequence[Arm]) -> dict[str, list[dict[str, Any]]]:
+    """Task -> samples, each with what every arm made of it; of the lowest seed that all arms have, else of each arm's own."""
+    shared = set.intersection(*(set(arm.runs) for arm in arms))
+    runs = {arm.name: arm.runs[min(shared or arm.runs)] for arm in arms}
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for task in dict.fromkeys(task for run in runs.values() for task in run.report["tasks"]):
+        views = {name: run.views(task) for name, run in runs.items()}
+        ids = list(dict.fromkeys(i for found in views.values() for i in found))
+        ids.sort(key=lambda i: -sum(i in found for found in views.values()))
+        shown[task] = [_sample(i, views) for i in ids[:SHOWN]]
+    return {task: rows for task, rows in shown.items() if rows}
+
+
+def _sample(id: str, views: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    asked = next(found[id] for found in views.values() if id in found)
+    return {
+        "id": id, "inputs": asked["inputs"], "wanted": asked["wanted"],
+        "arms": {name: found.get(id) for name, found in views.items()},
+    }  # fmt: skip
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken into lines behind its dots and signs rather than within a word."""
+    return Markup(re.sub(r"([.=/])", r"\1<wbr>", str(Markup.escape(name))))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(difference: float) -> str:
+    """A signed difference of shares in percentage points."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _cost(value: float | None, name: str) -> str:
+    if value is None:
+        return "unknown"
+    if name == "seconds":
+        return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min" if value < 5400 else f"{value / 3600:.1f} h"
+    if name == "peak_memory":
+        return f"{value / 2**30:.2f} GiB"
+    return f"{value:.3g}" if name == "flops" else f"{value:,.0f}"

@@ -1,0 +1,110 @@
+"""A run folder, read for comparison: its recipe, its verdicts, its log. Nothing is trained or judged here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmkit import compose
+from mmkit.ablate.changes import SEED, flat
+from mmkit.checkpoint.directory import checkpoints
+from mmkit.compose.rendering import tree
+from mmkit.errors import CheckpointError, RecipeError
+from mmkit.evaluate.rate import Rate
+from mmkit.evaluate.report import FORMAT
+
+
+@dataclass(frozen=True)
+class Run:
+    """A judged run. `options` is its resolved recipe, key path -> value; `report` is its `report.json`."""
+
+    folder: Path
+    options: Mapping[str, str]
+    report: Mapping[str, Any]
+    log: Sequence[Mapping[str, float]]
+
+    @property
+    def seed(self) -> int:
+        """The recipe's seed."""
+        return int(self.options[SEED])
+
+    @property
+    def figures(self) -> list[tuple[str, str]]:
+        """What was judged: (task, figure)."""
+        return [(task, name) for task, figures in self.report["tasks"].items() for name in figures]
+
+    def rate(self, task: str, figure: str) -> Rate | None:
+        """One figure's rate; None where it was not judged."""
+        found = self.report["tasks"].get(task, {}).get(figure)
+        return Rate(found["right"], found["n"]) if found and found["n"] else None
+
+    def verdicts(self, task: str, figure: str) -> dict[str, bool]:
+        """Sample id -> whether the figure is right in it."""
+        records = (r for r in self.report["records"] if r["task"] == task)
+        return {r["id"]: r["verdict"][figure] for r in records if figure in r["verdict"]}
+
+    def views(self, task: str) -> dict[str, Mapping[str, Any]]:
+        """Sample id -> what a page shows of it, for the first samples of a task."""
+        return {r["id"]: r["view"] for r in self.report["records"] if r["task"] == task and "view" in r}
+
+    def notes(self) -> list[str]:
+        """What a reader must know of this run alone."""
+        judged, wanted = self.report["figures"].get("steps", 0), int(self.options["train.steps"])
+        reached = self.log[-1]["step"] if self.log else 0
+        found = []
+        if reached != judged:
+            found.append(f"{self.folder}: judged after step {judged}, trained to step {reached} since; judge it again")
+        if reached < wanted:
+            found.append(f"{self.folder}: stopped after step {reached} of {wanted}")
+        return found
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder. Raises `CheckpointError` on what is no judged run of this version, with what to do about it."""
+    if not (folder / "recipe.yaml").is_file():
+        raise CheckpointError(
+            str(folder), "is no run folder: it has no recipe.yaml", "name a folder that `mmkit train` wrote"
+        )
+    if not checkpoints(folder):
+        raise CheckpointError(str(folder), "holds no checkpoint yet", "train it to its end, then judge it")
+    return Run(folder, _options(folder), _report(folder), _log(folder))
+
+
+def _options(folder: Path) -> dict[str, str]:
+    try:
+        return flat(tree(compose.load(folder / "recipe.yaml")))
+    except RecipeError as error:
+        raise CheckpointError(
+            str(folder), f"its recipe does not compose with this mmkit: {error.problems[0]}",
+            "compare it with the mmkit that trained it, or train it again",
+        ) from None  # fmt: skip
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path, remedy = folder / "report.json", f"judge it: mmkit eval {folder}"
+    if not path.is_file():
+        raise CheckpointError(str(folder), "has not been judged: it has no report.json", remedy)
+    try:
+        report = json.loads(path.read_text())
+    except ValueError:
+        raise CheckpointError(str(path), "does not read as JSON; it may be half written", remedy) from None
+    found = report.get("format", 0) if isinstance(report, dict) else 0
+    if found != FORMAT:
+        whose = "a newer" if found > FORMAT else "an older"
+        raise CheckpointError(str(path), f"was written by {whose} mmkit (format {found}, this reads {FORMAT})", remedy)
+    return report
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    path = folder / "log.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        raise CheckpointError(
+            str(path), "has a line that does not read as JSON: the run was cut short",
+            "give the command that trained it again, and it continues",
+        ) from None  # fmt: skip
