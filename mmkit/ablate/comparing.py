@@ -84,9 +84,9 @@ def difference(base: Arm, arm: Arm, task: str, name: str) -> Difference | str:
     if any(rate is None for pair in rates for rate in pair):
         return DOES_NOT_APPLY
     verdicts = [(b.verdicts(task, name), a.verdicts(task, name)) for b, a in both]
-    common = [i for i in verdicts[0][0] if all(i in judged for pair in verdicts for judged in pair)]
+    common = [key for key in verdicts[0][0] if all(key in judged for pair in verdicts for judged in pair)]
     if common:
-        before, after = (np.array([[pair[side][i] for i in common] for pair in verdicts]) for side in (0, 1))
+        before, after = (np.array([[pair[side][key] for key in common] for pair in verdicts]) for side in (0, 1))
         return difference_by_sample(before, after)
     if len(both) == 1:
         return "no sample in common"

@@ -15,8 +15,10 @@ from markupsafe import Markup
 from mmkit.ablate.arms import Arm, Entry, read_arms
 from mmkit.ablate.comparing import COSTS, DOES_NOT_APPLY, compared
 from mmkit.ablate.curves import COLORS, chart, curve, kinds, losses
+from mmkit.ablate.runs import Key
 from mmkit.ablate.whisker import whisker
 from mmkit.checkpoint import write_text
+from mmkit.errors import CheckpointError
 from mmkit.evaluate.judging import WHOLE
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -28,8 +30,10 @@ def write_comparison(entries: Sequence[Entry], base: str, folder: Path, title: s
     """Writes `report.html` and `report.json` about arms into a folder; gives the page's path.
 
     `base` names the entry that all others are compared with. Raises `CheckpointError` on a run that was not trained or
-    judged, or that this version cannot read.
+    judged, or that this version cannot read, and on a folder that is a run's own.
     """
+    if (folder / "recipe.yaml").exists():
+        raise CheckpointError(str(folder), "is a run folder, whose own report would be lost", "name another folder")
     arms = read_arms(entries, base)
     said = compared(arms, title)
     said["curves"] = {name: _curves(arms, name) for name in losses(arms)}
@@ -85,23 +89,23 @@ def _samples(arms: Sequence[Arm]) -> dict[str, list[dict[str, Any]]]:
     shown: dict[str, list[dict[str, Any]]] = {}
     for task in dict.fromkeys(task for run in runs.values() for task in run.report["tasks"]):
         views = {name: run.views(task) for name, run in runs.items()}
-        ids = list(dict.fromkeys(i for found in views.values() for i in found))
-        ids.sort(key=lambda i: -sum(i in found for found in views.values()))
-        shown[task] = [_sample(i, views) for i in ids[:SHOWN]]
+        keys = list(dict.fromkeys(key for found in views.values() for key in found))
+        keys.sort(key=lambda key: -sum(key in found for found in views.values()))
+        shown[task] = [_sample(key, views) for key in keys[:SHOWN]]
     return {task: rows for task, rows in shown.items() if rows}
 
 
-def _sample(id: str, views: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    asked = next(found[id] for found in views.values() if id in found)
+def _sample(key: Key, views: Mapping[str, Mapping[Key, Any]]) -> dict[str, Any]:
+    asked = next(found[key] for found in views.values() if key in found)
     return {
-        "id": id, "inputs": asked["inputs"], "wanted": asked["wanted"],
-        "arms": {name: found.get(id) for name, found in views.items()},
+        "id": key[0], "inputs": asked["inputs"], "wanted": asked["wanted"],
+        "arms": {name: found.get(key) for name, found in views.items()},
     }  # fmt: skip
 
 
 def _breakable(name: str) -> Markup:
     """A name that may be broken into lines behind its dots and signs rather than within a word."""
-    return Markup(re.sub(r"([.=/])", r"\1<wbr>", str(Markup.escape(name))))
+    return Markup(re.sub(r"([.=/])(?=[A-Za-z])", r"\1<wbr>", str(Markup.escape(name))))
 
 
 def _percent(share: float) -> str:

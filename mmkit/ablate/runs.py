@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from mmkit.compose.rendering import tree
 from mmkit.errors import CheckpointError, RecipeError
 from mmkit.evaluate.rate import Rate
 from mmkit.evaluate.report import FORMAT
+
+Key = tuple[str, ...]
+"""What a sample is known by: its id and its texts, since sources of other options may give one id to another sample."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,33 @@ class Run:
         found = self.report["tasks"].get(task, {}).get(figure)
         return Rate(found["right"], found["n"]) if found and found["n"] else None
 
-    def verdicts(self, task: str, figure: str) -> dict[str, bool]:
-        """Sample id -> whether the figure is right in it."""
-        records = (r for r in self.report["records"] if r["task"] == task)
-        return {r["id"]: r["verdict"][figure] for r in records if figure in r["verdict"]}
+    def verdicts(self, task: str, figure: str) -> dict[Key, bool]:
+        """Sample -> whether the figure is right in it."""
+        return {_key(r): r["verdict"][figure] for r in self._of(task) if figure in r["verdict"]}
 
-    def views(self, task: str) -> dict[str, Mapping[str, Any]]:
-        """Sample id -> what a page shows of it, for the first samples of a task."""
-        return {r["id"]: r["view"] for r in self.report["records"] if r["task"] == task and "view" in r}
+    def views(self, task: str) -> dict[Key, Mapping[str, Any]]:
+        """Sample -> what a page shows of it, for the first samples of a task."""
+        return {_key(r): r["view"] for r in self._of(task) if "view" in r}
+
+    def _of(self, task: str) -> Iterator[Mapping[str, Any]]:
+        return (record for record in self.report["records"] if record["task"] == task)
 
     def notes(self) -> list[str]:
         """What a reader must know of this run alone."""
+        if not self.log:
+            return [f"{self.folder}: has no log.jsonl, so what it cost and how far it was trained are not known"]
         judged, wanted = self.report["figures"].get("steps", 0), int(self.options["train.steps"])
-        reached = self.log[-1]["step"] if self.log else 0
+        reached = self.log[-1]["step"]
         found = []
         if reached != judged:
             found.append(f"{self.folder}: judged after step {judged}, trained to step {reached} since; judge it again")
         if reached < wanted:
             found.append(f"{self.folder}: stopped after step {reached} of {wanted}")
         return found
+
+
+def _key(record: Mapping[str, Any]) -> Key:
+    return (record["id"], *record["segments"])
 
 
 def read_run(folder: Path) -> Run:

@@ -13,6 +13,7 @@ from synthetic import run_folder
 from mmkit.ablate.arms import Entry
 from mmkit.ablate.report import SHOWN, write_comparison
 from mmkit.demo import report_on
+from mmkit.errors import CheckpointError
 from mmkit.train import train
 
 
@@ -112,11 +113,19 @@ def test_one_seed_has_notes_and_wilsons_interval(tmp_path):
     assert any("same seeds" in note for note in said["notes"])
 
 
+def test_a_run_keeps_its_own_report(tmp_path):
+    a, b = run_folder(tmp_path / "a"), run_folder(tmp_path / "b", "train.lr=1e-4")
+    before = (a / "report.json").read_bytes()
+    with pytest.raises(CheckpointError, match="a: is a run folder, whose own report would be lost"):
+        write_comparison([Entry("a", {0: a}), Entry("b", {0: b})], "a", a, "t")
+    assert (a / "report.json").read_bytes() == before
+
+
 def relabelled(run, name):
-    """As if a run had been judged on other samples."""
+    """As if a run had been judged on other samples, which another source gave the same ids."""
     report = json.loads((run / "report.json").read_text())
     for record in report["records"]:
-        record["id"] = f"{name}/{record['id']}"
+        record["segments"] = [name, *record["segments"]]
     (run / "report.json").write_text(json.dumps(report))
     return run
 
@@ -136,6 +145,7 @@ def test_a_log_that_ends_early_or_was_never_written(tmp_path):
     a, b = run_folder(tmp_path / "a"), run_folder(tmp_path / "b", "train.lr=1e-4")
     (b / "log.jsonl").unlink()
     said = said_of(write_comparison([Entry("a", {0: a}), Entry("b", {0: b})], "a", tmp_path / "out", "t"))
+    assert any(note.startswith(f"{b}: has no log.jsonl") for note in said["notes"])
     assert said["curves"]["say"]["b"] == [] and len(said["curves"]["say"]["a"]) == 20
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,3 +168,8 @@ def test_more_seeds_and_more_samples_tell_more():
         return sum(d.high - d.low for d in found)
 
     assert width((5, 100)) < width((3, 100)) < width((2, 100)) and width((3, 300)) < width((3, 30))
+
+
+def test_it_needs_no_torch():
+    code = "import sys, mmkit.ablate.statistics, mmkit.ablate.changes; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
