@@ -61,15 +61,18 @@ def _page(arms: Sequence[Arm], said: Mapping[str, Any]) -> str:
 
 
 def _whiskers(said: Mapping[str, Any]) -> dict[tuple[str, str, str], str]:
-    """(task, figure, arm) -> its mark; all marks of a page have one scale."""
+    """(task, figure, arm) -> its mark. All marks of a page have the scale that the whole of each task needs.
+
+    Sub-skills of few samples are far less sure; what lies beyond the scale is drawn at its end.
+    """
     found = {
         (metric["task"], metric["figure"], arm): each
         for metric in said["metrics"]
         for arm, each in metric["differences"].items()
         if "verdict" in each
     }
-    reach = max((max(-d["low"], d["high"]) for d in found.values()), default=1.0) or 1.0
-    return {key: whisker(d["value"], d["low"], d["high"], reach) for key, d in found.items()}
+    reach = max((max(-d["low"], d["high"]) for (_, figure, _), d in found.items() if figure == WHOLE), default=0.0)
+    return {key: whisker(d["value"], d["low"], d["high"], reach or 1.0) for key, d in found.items()}
 
 
 def _chart(arms: Sequence[Arm], name: str) -> dict[str, str]:

@@ -166,3 +166,15 @@ def test_two_real_runs(tmp_path, monkeypatch):
     # The first step's loss comes before any learning: the arms start from the same weights and samples.
     assert slow[0] == fast[0] and slow[-1] != fast[-1]
     assert page.read_text().count("data:image/png;base64,") >= 8
+
+
+def test_seeds_that_agree_to_the_last_sample_are_drawn(tmp_path):
+    """No spread between the seeds: an interval of no width, and nothing to scale by."""
+    base = {seed: run_folder(tmp_path / f"a{seed}", seed=seed, share=1.0) for seed in (0, 1)}
+    arm = {
+        seed: relabelled(run_folder(tmp_path / f"b{seed}", "train.lr=1e-4", seed=seed, share=1.0), "x")
+        for seed in (0, 1)
+    }
+    page = write_comparison([Entry("a", base), Entry("b", arm)], "a", tmp_path / "out", "t")
+    found = metric(said_of(page), "caption")["differences"]["b"]
+    assert (found["low"], found["high"], found["verdict"]) == (0, 0, "not distinguishable")
