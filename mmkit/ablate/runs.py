@@ -81,7 +81,12 @@ def read_run(folder: Path) -> Run:
         )
     if not checkpoints(folder):
         raise CheckpointError(str(folder), "holds no checkpoint yet", "train it to its end, then judge it")
-    return Run(folder, _options(folder), _report(folder), _log(folder))
+    options = _options(folder)
+    if options.get("model.backbone") == "null":
+        raise CheckpointError(
+            str(folder), "is a run of tokenizers alone, which nothing judges yet", "name runs of whole models"
+        )
+    return Run(folder, options, _report(folder), _log(folder))
 
 
 def _options(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from synthetic import STEPS, run_folder
 
 from mmkit.ablate.arms import Entry, grouped, read_arms
 from mmkit.ablate.runs import read_run
+from mmkit.compose import load, render
 from mmkit.errors import CheckpointError
 
 
@@ -91,6 +92,12 @@ def test_a_recipe_of_another_version_is_refused(tmp_path):
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(recipe + "  an_old_option: 3\n")
     refused(run, "its recipe does not compose with this mmkit", "an_old_option")
+
+
+def test_tokenizers_alone_are_refused(tmp_path):
+    run = run_folder(tmp_path / "run")
+    (run / "recipe.yaml").write_text(render(load("vq-tiny")))
+    refused(run, "is a run of tokenizers alone, which nothing judges yet")
 
 
 def test_a_run_says_where_it_stopped_and_when_it_was_judged(tmp_path):
