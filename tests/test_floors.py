@@ -23,6 +23,7 @@ FLOORS = (
     ("objectives", "samples", "progress"),
     ("train", "evaluate", "explain"),
     ("demo",),
+    ("ablate",),
     ("cli",),
     ("__main__",),
 )
