@@ -1,4 +1,4 @@
-"""The run folders of a grid: where each run lies, how far it is, and what is no run of this grid. Torch-free."""
+"""The run folders of a grid: where each run lies, how far it is, and what is no run of this grid."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def _other(run: Run) -> str:
     """What a folder holds instead of this run; nothing where it holds the run, or nothing yet."""
     if not run.folder.exists():
         return ""
+    if not run.folder.is_dir():
+        return "is no folder"
     kept = run.folder / RECIPE
     if not kept.is_file():
         names = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} - set(_BEFORE_RECIPE)

@@ -1,4 +1,4 @@
-"""How a run becomes a process. Torch-free."""
+"""How a run becomes a process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 STDERR = "stderr.txt"
 """What a run last wrote to its standard error, in its folder."""
@@ -65,12 +67,12 @@ class Process:
 
 
 class Local:
-    """Runs on this machine, `jobs` at a time, which share its cores; a thread count in ``OMP_NUM_THREADS`` is kept."""
+    """Runs on this machine, `jobs` at a time, which share the threads that torch would take for one."""
 
     def __init__(self, jobs: int) -> None:
         self.slots = jobs
-        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-        self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        threads = max(1, torch.get_num_threads() // jobs)
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
     def start(self, job: Job) -> Process:
         """Starts one process, apart from the terminal: Ctrl-C reaches it through `stop` alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +45,9 @@ class Watch:
         """The line that is written over."""
         if self.terminal:
             text = " · ".join(f"{run}: {step_reached(run)}" for run in running)
-            print(f"\r\x1b[K{text} · {waiting} waiting"[:240], end="", flush=True)
+            # A line that wraps could not be written over.
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{f'{text} · {waiting} waiting'[:room]}", end="", flush=True)
 
 
 def run_grid(grid: Grid, out: Path, launcher: Launcher, per_task: int, watch: Watch) -> tuple[Failed, ...]:
