@@ -19,6 +19,8 @@ from mmkit.compose.recipe import Recipe
 from mmkit.errors import Problem, RecipeError
 
 MAX_ARMS = 256
+LONGEST_NAME = 200
+"""Characters of an arm's name; file systems take 255."""
 
 _WRITING = ("key.", "type.", "value.", "yaml.", "override.", "interpolation.", "part.unknown")
 """Rules that slips of the pen break; the others say what is illegal."""
@@ -76,10 +78,7 @@ def grid_of(ablation: Ablation, extra: Sequence[str] = ()) -> Grid:
     An override that is miswritten wherever it stands is a mistake; any other problem makes an arm illegal: skipped or refused
     as the file says. Raises `RecipeError` with all mistakes at once.
     """
-    count = math.prod(len(axis.levels) for axis in ablation.axes)
-    if count > MAX_ARMS:
-        fact = f"the axes make {count} arms, more than {MAX_ARMS}"
-        raise RecipeError([_at(ablation.axes_place, "axes", fact, "split the file", rule="ablation.size")])
+    _bound(ablation)
     candidates = list(_candidates(ablation, extra))
     mistakes = _mistakes(ablation, candidates)
     illegal = [c for c in candidates if c.problems]
@@ -93,6 +92,16 @@ def grid_of(ablation: Ablation, extra: Sequence[str] = ()) -> Grid:
     ]
     skipped = tuple(Skipped(c.name, c.problems) for c in illegal)
     return Grid(ablation.file, ablation.base, tuple(arms), ablation.seeds, ablation.match, skipped)
+
+
+def _bound(ablation: Ablation) -> None:
+    count = math.prod(len(axis.levels) for axis in ablation.axes)
+    longest = sum(1 + max(len(level.name) for level in axis.levels) for axis in ablation.axes)
+    fact = f"the axes make {count} arms, more than {MAX_ARMS}" if count > MAX_ARMS else ""
+    if longest > LONGEST_NAME:
+        fact = f"the names of levels make an arm's name of {longest} characters, more than {LONGEST_NAME}"
+    if fact:
+        raise RecipeError([_at(ablation.axes_place, "axes", fact, "split the file", rule="ablation.size")])
 
 
 def _at(place: Place, path: str, fact: str, remedy: str, *, rule: str) -> Problem:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,18 +97,25 @@ def match_arms(grid: Grid) -> tuple[Grid, dict[str, Solved]]:
     if not target:
         fact = f"the {grid.match.what} of the base cannot be measured without data"
         raise RecipeError([_problem(grid.match, fact, "match something else")])
-    arms, solved, problems = [base], {}, []
-    for arm in others:
-        search = _Search(grid, arm, grid.match, target)
-        found = search.solve()
-        if isinstance(found, Problem):
-            problems.append(found)
-        elif isinstance(found, Solved):
-            arms.append(search.resized(found.now))
-            solved[arm.name] = found
+    searches = [_Search(grid, arm, grid.match, target) for arm in others]
+    found = {search.arm.name: search.solve() for search in searches}
+    solved = {name: each for name, each in found.items() if isinstance(each, Solved)}
+    problems = [each for each in found.values() if isinstance(each, Problem)]
+    arms = [base, *(s.resized(solved[s.arm.name].now) for s in searches if s.arm.name in solved)]
+    problems += _alike(arms, grid.match)
     if problems:
         raise RecipeError(problems)
     return replace(grid, arms=tuple(arms)), solved
+
+
+def _alike(arms: Sequence[Arm], match: Match) -> Iterator[Problem]:
+    """Arms that differed in nothing but the size that was solved."""
+    seen: dict[str, str] = {}
+    for arm in arms:
+        first = seen.setdefault(arm.recipe.text, arm.name)
+        if first != arm.name:
+            fact = f"solved, the arms {first!r} and {arm.name!r} are the same recipe"
+            yield _problem(match, fact, "free another size than an axis swaps")
 
 
 def _problem(match: Match, fact: str, remedy: str) -> Problem:

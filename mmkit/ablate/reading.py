@@ -20,6 +20,8 @@ from mmkit.errors import Problem, RecipeError
 KEYS = ("base", "set", "axes", "seeds", "match", "illegal")
 MEASURES = ("parameters", "flops", "tokens")
 SUFFIXES = (".yaml", ".yml")
+LONGEST = 64
+"""Characters of a level's name: the levels of an arm together name a folder."""
 
 _SEED = re.compile(r"[0-9]{1,18}", re.ASCII)
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
@@ -167,9 +169,9 @@ class _Reader:
             self.report_key(path, "this axis has no levels", remedy, rule="ablation.axis")
         elif isinstance(value, dict):
             for name, texts in value.items():
-                if not _FOLDER.fullmatch(name):
+                if not _FOLDER.fullmatch(name) or len(name) > LONGEST:
                     fact = f"the level {short(name)!r} cannot name a folder"
-                    remedy = "use letters, digits, `_`, `-`, `.` and `=`"
+                    remedy = f"use letters, digits, `_`, `-`, `.` and `=`, at most {LONGEST}"
                     self.report_key((*path, name), fact, remedy, rule="ablation.level")
                 yield Level(name, tuple(self.overrides(texts, (*path, name))))
         else:
@@ -185,8 +187,11 @@ class _Reader:
                 continue
             text = "null" if value is None else json.dumps(value) if path in self.layer.quoted else value
             name = re.sub(r"[^A-Za-z0-9_.-]+", "-", value or "null")
-            override = Override(f"{axis}={text}", self.layer.place(path))
-            yield Level(f"{axis.rpartition('.')[2]}={name}", (override,))
+            name = f"{axis.rpartition('.')[2]}={name}"
+            if len(name) > LONGEST:
+                fact = f"{short(name)!r} is too long to name a folder"
+                self.report(path, fact, "give levels short names: `name: [key.path=value]`", rule="ablation.level")
+            yield Level(name, (Override(f"{axis}={text}", self.layer.place(path)),))
 
     def overrides(self, value: Tree, path: Path_) -> Iterator[Override]:
         if not isinstance(value, list):

@@ -97,6 +97,12 @@ def test_what_cannot_be_matched_is_told_at_its_line(what, free, says, tmp_path):
     assert {(p.line, p.rule) for p in raised.value.problems} == {(8, "ablation.match")}
 
 
+def test_arms_that_the_solving_makes_the_same_are_refused(tmp_path):
+    text = "base: base.yaml\naxes: {model.backbone.hidden_dim: [88, 176]}\n"
+    with pytest.raises(RecipeError, match=r"'hidden_dim=88' and 'hidden_dim=176' are the same.*\[ablation.match\]"):
+        matched(tmp_path, "parameters", text=text)
+
+
 def test_without_a_match_nothing_is_solved(tmp_path):
     before = grid(tmp_path, ARMS)
     assert match_arms(before) == (before, {})

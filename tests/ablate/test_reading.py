@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
@@ -43,6 +44,11 @@ MISTAKES = {
     "same recipes": (DENSE, DENSE + "    thin: [model.backbone.dim=32]\n", 5, "ablation.same", "'dense' and 'thin'"),
     "too many arms": (
         "  backbone:", f"  train.steps: {list(range(1, 300))}\n  backbone:", 2, "ablation.size", "598 arms",
+    ),
+    "long level": ("    moe:", f"    {'m' * 65}:", 5, "ablation.level", "at most 64"),
+    "long value": ("  backbone:", f"  data.0.root: [{'m' * 65}]\n  backbone:", 3, "ablation.level", "too long"),
+    "long arms": (
+        "  backbone:", "".join(f"  {a}: {{{a * 60}: []}}\n" for a in "xyzw") + "  backbone:", 2, "ablation.size", "250 characters",
     ),
     "same seed": ("[0, 1]", "[0, 1, 1]", 6, "ablation.seeds", "seed 1 is there twice"),
     "negative seed": ("[0, 1]", "[0, -1]", 6, "type.wrong", "at least 0"),
@@ -126,3 +132,36 @@ def test_reading_needs_no_torch():
         "read_ablation('head')\nprint('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_mutilated_files_are_refused_or_run_and_never_end_in_a_traceback(tmp_path):
+    draw = random.Random(0)
+    words = [
+        "null",
+        "[]",
+        "{}",
+        ":",
+        "- ",
+        "x",
+        "0",
+        "${a}",
+        "'",
+        "&a ",
+        "*a",
+        "model.backbone.dim=8",
+        "\n",
+        "  ",
+        "!!int ",
+        "\\",
+    ]
+    text = GRID + "seeds: [0]\nset: [train.steps=1]\nmatch: {what: tokens, free: train.steps}\nillegal: skip\n"
+    refused = 0
+    for _ in range(400):
+        at, wide = draw.randrange(len(text)), draw.choice((0, 0, 1, 4, 20))
+        path = written(tmp_path, text[:at] + draw.choice(words) + text[at + wide :])
+        try:
+            read_ablation(path)
+        except RecipeError as error:
+            refused += 1
+            assert all(p.file == str(path) and p.line and p.rule and p.fact for p in error.problems), str(error)
+    assert refused > 100
