@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from mmkit.checkpoint.disk import explained, make_durable
+
 STDERR = "stderr.txt"
 """What a run last wrote to its standard error, in its folder."""
 
@@ -75,9 +77,14 @@ class Local:
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
     def start(self, job: Job) -> Process:
-        """Starts one process, apart from the terminal: Ctrl-C reaches it through `stop` alone."""
-        job.run.mkdir(parents=True, exist_ok=True)
-        with (job.run / STDERR).open("wb") as stderr:
+        """Starts one process, apart from the terminal: Ctrl-C reaches it through `stop` alone.
+
+        Raises `CheckpointError` where its folder cannot be written.
+        """
+        with explained(job.run, "cannot be prepared"):
+            make_durable(job.run)
+            stderr = (job.run / STDERR).open("wb")
+        with stderr:
             process = subprocess.Popen(
                 [sys.executable, "-m", "mmkit.ablate.work"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                 stderr=stderr, env=self.environment, start_new_session=True,

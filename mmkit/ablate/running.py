@@ -100,7 +100,7 @@ def _run(jobs: Mapping[Run, Job], launcher: Launcher, watch: Watch) -> Iterator[
                 else:
                     watch.say(f"{run}: done in {minutes:.1f} minutes")
     finally:
-        _stop(active.values(), watch)
+        _stop(list(active.values()), watch)
 
 
 def _failed(run: Run, status: int, watch: Watch) -> Failed:
@@ -114,7 +114,6 @@ def _failed(run: Run, status: int, watch: Watch) -> Failed:
 
 def _stop(running: Sequence[Running], watch: Watch) -> None:
     """Lets what still runs save and stop; another Ctrl-C ends it at once."""
-    running = list(running)
     if not running:
         return
     watch.say("stopping: what runs saves first")

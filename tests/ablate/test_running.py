@@ -175,6 +175,12 @@ def test_half_written_runs_are_finished(tmp_path):
     assert [outcome(out / name) for name in ALL] == before
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(CheckpointError, match="cannot be prepared"):
+        run_grid(grid(tmp_path, PAIR), tmp_path / "runs", Local(1), 1, QUIET)
+
+
 @pytest.mark.parametrize(("jobs", "threads"), [(1, "8"), (3, "2"), (9, "1")])
 def test_jobs_share_the_threads(jobs, threads, monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
