@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmkit.ablate.changes import SEED, Change, changes, short
+from mmkit.ablate.diff import Change, difference, short
 from mmkit.ablate.runs import Run, read_run
+from mmkit.compose import render
+from mmkit.compose.recipe import Recipe
 from mmkit.errors import CheckpointError
 
 
@@ -33,9 +35,9 @@ def read_arms(entries: Sequence[Entry], base: str) -> list[Arm]:
     ordered = sorted(entries, key=lambda entry: entry.name != base)
     assert ordered[0].name == base, f"no entry is named {base!r}"
     runs = [{seed: _of_seed(folder, seed) for seed, folder in sorted(entry.runs.items())} for entry in ordered]
-    options = [_first(each).options for each in runs]
+    recipes = [_unseeded(each) for each in runs]
     return [
-        Arm(entry.name, each, changes(options[0], own)) for entry, each, own in zip(ordered, runs, options, strict=True)
+        Arm(entry.name, each, difference(recipes[0], own)) for entry, each, own in zip(ordered, runs, recipes, strict=True)
     ]
 
 
@@ -50,16 +52,22 @@ def _first(runs: dict[int, Run]) -> Run:
     return next(iter(runs.values()))
 
 
+def _unseeded(runs: dict[int, Run]) -> Recipe:
+    """The recipe of an arm's runs, all given one seed."""
+    recipe = _first(runs).recipe
+    return replace(recipe, train=replace(recipe.train, seed=0))
+
+
 def grouped(folders: Sequence[Path], base: Path) -> tuple[list[Entry], str]:
     """Run folders as arms, and the name of the one that `base` belongs to.
 
     An arm is named by how it differs from the base, where a few words say that, else by its first folder. Raises
     `CheckpointError` where two runs are of one recipe and one seed.
     """
-    groups: dict[tuple[tuple[str, str], ...], dict[int, Run]] = {}
+    groups: dict[str, dict[int, Run]] = {}
     for folder in dict.fromkeys(folders):
         run = read_run(folder)
-        mine = groups.setdefault(_recipe(run), {})
+        mine = groups.setdefault(render(_unseeded({run.seed: run})), {})
         if run.seed in mine:
             raise CheckpointError(
                 str(folder), f"is of the same recipe and seed as {mine[run.seed].folder}", "leave one of them out"
@@ -74,16 +82,11 @@ def grouped(folders: Sequence[Path], base: Path) -> tuple[list[Entry], str]:
     return entries, next(name for name, runs in zip(names, groups.values(), strict=True) if runs is whole)
 
 
-def _recipe(run: Run) -> tuple[tuple[str, str], ...]:
-    return tuple((path, value) for path, value in run.options.items() if path != SEED)
-
-
 def _names(groups: Sequence[dict[int, Run]], base: dict[int, Run]) -> list[str]:
     """A name of each group, no two the same."""
-    options = _first(base).options
     folders = [_first(runs).folder for runs in groups]
     names = [
-        short(changes(options, _first(runs).options)) or folder.name
+        short(difference(_unseeded(base), _unseeded(runs))) or folder.name
         for runs, folder in zip(groups, folders, strict=True)
     ]
     return [str(folder) if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]

@@ -37,7 +37,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "name": arm.name,
         "runs": {str(seed): str(run.folder) for seed, run in arm.runs.items()},
         "costs": {name: _cost(arm, name) for name in COSTS},
-        "changes": [asdict(change) for change in arm.changes],
+        "changes": [change.as_json() for change in arm.changes],
     }
 
 

@@ -142,5 +142,6 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 def kinds(arms: Sequence[Arm], head: str) -> Mapping[str, str]:
     """Arm -> the type of the head of that name, where it has one."""
-    found = {arm.name: next(iter(arm.runs.values())).options.get(f"model.heads.{head}.type") for arm in arms}
+    heads = {arm.name: next(iter(arm.runs.values())).recipe.model.heads.get(head) for arm in arms}
+    found = {name: None if spec is None else spec.name for name, spec in heads.items()}
     return {name: kind for name, kind in found.items() if kind}

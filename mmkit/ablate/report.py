@@ -56,7 +56,6 @@ def _page(arms: Sequence[Arm], said: Mapping[str, Any]) -> str:
     return environment.from_string(TEMPLATE.read_text()).render(
         said=said, whole=WHOLE, costs=COSTS, does_not_apply=DOES_NOT_APPLY, colors=COLORS, whiskers=_whiskers(said),
         charts=[_chart(arms, name) for name in said["curves"]], samples=_samples(arms),
-        options=len(next(iter(arms[0].runs.values())).options),
     )  # fmt: skip
 
 

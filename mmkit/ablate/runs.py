@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmkit import compose
-from mmkit.ablate.changes import SEED, flat
 from mmkit.checkpoint.directory import checkpoints
-from mmkit.compose.rendering import tree
+from mmkit.compose.recipe import Recipe
 from mmkit.errors import CheckpointError, RecipeError
 from mmkit.evaluate.rate import Rate
 from mmkit.evaluate.report import FORMAT
@@ -22,17 +21,17 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Run:
-    """A judged run. `options` is its resolved recipe, key path -> value; `report` is its `report.json`."""
+    """A judged run; `report` is its `report.json`."""
 
     folder: Path
-    options: Mapping[str, str]
+    recipe: Recipe
     report: Mapping[str, Any]
     log: Sequence[Mapping[str, float]]
 
     @property
     def seed(self) -> int:
         """The recipe's seed."""
-        return int(self.options[SEED])
+        return self.recipe.train.seed
 
     @property
     def figures(self) -> list[tuple[str, str]]:
@@ -59,7 +58,7 @@ class Run:
         """What a reader must know of this run alone."""
         if not self.log:
             return [f"{self.folder}: has no log.jsonl, so what it cost and how far it was trained are not known"]
-        judged, wanted = self.report["figures"].get("steps", 0), int(self.options["train.steps"])
+        judged, wanted = self.report["figures"].get("steps", 0), self.recipe.train.steps
         reached = self.log[-1]["step"]
         found = []
         if reached != judged:
@@ -81,17 +80,17 @@ def read_run(folder: Path) -> Run:
         )
     if not checkpoints(folder):
         raise CheckpointError(str(folder), "holds no checkpoint yet", "train it to its end, then judge it")
-    options = _options(folder)
-    if options.get("model.backbone") == "null":
+    recipe = _recipe(folder)
+    if recipe.model.backbone is None:
         raise CheckpointError(
             str(folder), "is a run of tokenizers alone, which nothing judges yet", "name runs of whole models"
         )
-    return Run(folder, options, _report(folder), _log(folder))
+    return Run(folder, recipe, _report(folder), _log(folder))
 
 
-def _options(folder: Path) -> dict[str, str]:
+def _recipe(folder: Path) -> Recipe:
     try:
-        return flat(tree(compose.load(folder / "recipe.yaml")))
+        return compose.load(folder / "recipe.yaml")
     except RecipeError as error:
         raise CheckpointError(
             str(folder), f"its recipe does not compose with this mmkit: {error.problems[0]}",

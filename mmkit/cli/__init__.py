@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "Answer or draw with a trained model.",
     "demo": "Train and judge the embedded example.",
     "eval": "Judge a trained model.",
+    "ablate": "Swap parts of a recipe, train every arm, judge them.",
     "compare": "Lay trained runs side by side: which is better, and is it real?",
     "schema": "The JSON Schema of recipes, for editors.",
 }

@@ -13,6 +13,9 @@ from mmkit.compose import load, render
 from mmkit.errors import CheckpointError
 
 
+LR = load("transfusion-tiny").train.lr
+
+
 def refused(folder, *said: str) -> None:
     with pytest.raises(CheckpointError) as error:
         read_run(folder)
@@ -31,8 +34,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(tmp_path):
 def test_the_base_is_the_arm_of_the_run_that_is_named(tmp_path):
     a, b = run_folder(tmp_path / "a"), run_folder(tmp_path / "b", "train.lr=1e-4")
     entries, base = grouped([a, b], b)
-    assert [entry.name for entry in entries] == ["lr=0.003", "b"] and base == "b"
-    assert [arm.name for arm in read_arms(entries, base)] == ["b", "lr=0.003"]
+    assert [entry.name for entry in entries] == [f"lr={LR}", "b"] and base == "b"
+    assert [arm.name for arm in read_arms(entries, base)] == ["b", f"lr={LR}"]
 
 
 def test_arms_that_a_few_words_do_not_tell_apart_are_named_by_folder(tmp_path):
@@ -96,7 +99,7 @@ def test_a_recipe_of_another_version_is_refused(tmp_path):
 
 def test_tokenizers_alone_are_refused(tmp_path):
     run = run_folder(tmp_path / "run")
-    (run / "recipe.yaml").write_text(render(load("vq-tiny")))
+    (run / "recipe.yaml").write_text(render(load("fsq-tiny")))
     refused(run, "is a run of tokenizers alone, which nothing judges yet")
 
 

@@ -12,9 +12,13 @@ from synthetic import run_folder
 
 from mmkit.ablate.arms import Entry
 from mmkit.ablate.report import SHOWN, write_comparison
+from mmkit.compose import load
 from mmkit.demo import report_on
 from mmkit.errors import CheckpointError
 from mmkit.train import train
+
+
+LR = load("transfusion-tiny").train.lr
 
 
 def said_of(page):
@@ -42,7 +46,7 @@ def test_json_says_all_there_is(page):
     assert list(said) == ["format", "title", "base", "arms", "metrics", "notes", "curves"]
     assert [arm["name"] for arm in said["arms"]] == ["base", "<b>better</b> & 'so'", "same", "few"]
     assert list(said["arms"][0]["runs"]) == ["0", "1", "2"] and said["arms"][0]["changes"] == []
-    assert said["arms"][1]["changes"] == [{"path": "train.lr", "before": "0.003", "after": "0.0001"}]
+    assert said["arms"][1]["changes"] == [{"path": "train.lr", "base": LR, "arm": 0.0001}]
     assert said["arms"][0]["costs"]["seconds"] == 613.0 and said["arms"][0]["costs"]["parameters"] == 1_234_567
     assert set(said["curves"]) == {"say", "paint"} and set(said["curves"]["say"]) == {a["name"] for a in said["arms"]}
     assert json.loads(json.dumps(said, allow_nan=False)) == said

@@ -171,5 +171,5 @@ def test_more_seeds_and_more_samples_tell_more():
 
 
 def test_it_needs_no_torch():
-    code = "import sys, mmkit.ablate.statistics, mmkit.ablate.changes; assert 'torch' not in sys.modules"
+    code = "import sys, mmkit.ablate.statistics, mmkit.ablate.diff; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

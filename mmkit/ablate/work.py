@@ -1,0 +1,54 @@
+"""One run of a grid, in a process of its own: ``python -m mmkit.ablate.work`` trains a recipe, then judges what came of it.
+
+The job comes as one line of JSON on the standard input, which stays open for as long as whoever started it lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from mmkit.errors import MmkitError
+
+JUDGED = "judged.json"
+"""Written last: how the run was judged."""
+
+
+def _stop_with_parent() -> None:
+    """The input ends when the process that holds it does, however it died: then this one saves and stops, too."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def work(recipe: str, run: Path, per_task: int, title: str) -> None:
+    """Trains a resolved recipe into a folder, from wherever that stands, and writes its report. Raises `MmkitError`."""
+    # Torch comes after the watch over the parent has begun: importing it takes seconds.
+    from mmkit import checkpoint
+    from mmkit.compose import loads
+    from mmkit.demo import report_on
+    from mmkit.train import train
+
+    loaded = loads(recipe, file=str(run / "recipe.yaml"))
+    train(loaded, run, quiet=True)
+    report_on(run, per_task, title=title, quiet=True)
+    checkpoint.write_text(run / JUDGED, json.dumps({"per_task": per_task, "step": loaded.train.steps}))
+
+
+def main() -> None:
+    """Does the job that the standard input names. Exits with 2 and one line where a user can mend what is wrong."""
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        work(job["recipe"], Path(job["run"]), job["per_task"], job["title"])
+    except MmkitError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

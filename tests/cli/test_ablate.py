@@ -1,0 +1,92 @@
+"""``mmkit ablate``: what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mmkit import cli
+from mmkit.ablate.launching import Job
+
+BASE = """model:
+  tokenizers: {text: {type: bytes}}
+  backbone: {type: dense, depth: 1, dim: 32, num_heads: 2, hidden_dim: 96}
+  heads: {say: {type: ar}}
+  streams: {text: {modality: text, from: text, head: say}}
+data:
+  - {type: shapes, tasks: [caption]}
+"""
+GRID = """base: base.yaml
+axes:
+  backbone:
+    dense: []
+    deep: [model.backbone.depth=2]
+    broken: [model.backbone.num_heads=3]
+illegal: skip
+match: {what: parameters, free: model.backbone.hidden_dim}
+"""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["ablate", *arguments])
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(BASE)
+    Path("grid.yaml").write_text(GRID.replace("depth=2", "depth=2, model.backbone.hidden_dim=8"))
+    return "grid.yaml"
+
+
+def test_help_has_an_example() -> None:
+    result = run("--help")
+    assert result.exit_code == 0 and "mmkit ablate head --dry-run" in result.output
+
+
+def test_a_dry_run_says_what_every_arm_is_and_trains_nothing(file: str) -> None:
+    result = run(file, "train.steps=3", "--dry-run")
+    assert result.exit_code == 0, result.output
+    dense, deep = (
+        next(line for line in result.output.splitlines() if line.startswith(f" {n} ")) for n in ("dense", "deep")
+    )
+    assert "the base" in dense and "model.backbone.hidden_dim = " in deep and "% of the base" in deep
+    assert "model.backbone.depth: 1 -> 2" in result.output and "2 arms x 1 seeds (0): 2 runs." in result.output
+    assert "skipped broken: grid.yaml:6:14: model.backbone.num_heads: 3 heads do not divide 32" in result.output
+    assert not Path("runs").exists()
+
+
+def test_mistakes_are_printed_each_on_a_line(file: str) -> None:
+    Path(file).write_text(GRID.replace("illegal: skip", "illegal: shrug\nseed: [1]"))
+    result = run(file, "--dry-run")
+    assert result.exit_code == 2
+    assert [line.partition(" ")[0] for line in result.output.splitlines()] == ["grid.yaml:7:10:", "grid.yaml:8:1:"]
+
+
+class Broken:
+    """A launcher whose runs end at once, and badly."""
+
+    slots = 2
+
+    def __init__(self, jobs: int) -> None:
+        assert jobs == 3
+
+    def start(self, job: Job) -> Broken:
+        job.run.mkdir(parents=True)
+        (job.run / "stderr.txt").write_text("no power\n")
+        return self
+
+    def poll(self) -> int:
+        return 1
+
+    wait = poll
+
+
+def test_failed_runs_are_shown_and_told_by_the_exit_status(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmkit.ablate.launching.Local", Broken)
+    result = run(file, "--jobs", "3", "--out", "here")
+    assert result.exit_code == 1
+    assert "dense, seed 0: failed with status 1; the end of here/dense/seed-0/stderr.txt:\n  no power" in result.output
+    assert "2 runs failed; the same command tries again." in result.output
