@@ -37,7 +37,8 @@ def read_arms(entries: Sequence[Entry], base: str) -> list[Arm]:
     runs = [{seed: _of_seed(folder, seed) for seed, folder in sorted(entry.runs.items())} for entry in ordered]
     recipes = [_unseeded(each) for each in runs]
     return [
-        Arm(entry.name, each, difference(recipes[0], own)) for entry, each, own in zip(ordered, runs, recipes, strict=True)
+        Arm(entry.name, each, difference(recipes[0], own))
+        for entry, each, own in zip(ordered, runs, recipes, strict=True)
     ]
 
 

@@ -35,5 +35,7 @@ def command(
     last = train(loaded, run, overwrite=overwrite, device=device, quiet=quiet)
     if not quiet:
         click.echo(f"done: {last}")
-        if loaded.model.backbone is not None:
+        if loaded.model.writer("image"):
             click.echo(f'try:  mmkit generate {run} "a red circle" --image')
+        elif loaded.model.writer("text"):
+            click.echo(f'try:  mmkit generate {run} picture.png "What is in the picture?"')

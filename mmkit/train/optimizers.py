@@ -60,8 +60,8 @@ class Muon(Optimizer):
     """Momentum whose every singular value is brought near 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     Parameters are matrices ``[..., rows, columns]``; an update is scaled by ``sqrt(max(1, rows / columns))``, so that one rate
-    serves all shapes and widths. `torch.optim.Muon` does the same in bfloat16 wherever it runs, which takes a CPU about
-    sixteen times as long, and one matrix at a time.
+    serves all shapes and widths. `torch.optim.Muon` does the same in bfloat16 wherever it runs, which takes a CPU many
+    times as long (`benchmarks/muon.py`), and one matrix at a time.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
     """Matrices ``[..., rows, columns]`` with their singular values brought near 1, by Newton-Schulz iteration."""
     a, b, c = NEWTON_SCHULZ
     # Half the time on a GPU, at no loss (Jordan et al. 2024); many times the time on CPUs without such arithmetic.
-    y = x.bfloat16() if x.is_cuda else x.float()
+    y = (x.bfloat16() if x.is_cuda else x.float()).reshape(-1, *x.shape[-2:])
     tall = x.shape[-2] > x.shape[-1]
     y = y.mT if tall else y
-    y = y / torch.linalg.matrix_norm(y, keepdim=True).clamp_min(1e-7)
+    y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = y @ y.mT
-        y = a * y + (b * gram + c * gram @ gram) @ y
-    return (y.mT if tall else y).to(x.dtype)
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return (y.mT if tall else y).reshape(x.shape).to(x.dtype)

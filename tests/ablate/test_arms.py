@@ -12,7 +12,6 @@ from mmkit.ablate.runs import read_run
 from mmkit.compose import load, render
 from mmkit.errors import CheckpointError
 
-
 LR = load("transfusion-tiny").train.lr
 
 

@@ -103,7 +103,7 @@ def test_mistakes_of_the_base_are_told_at_the_base(tmp_path):
 
 
 def test_a_base_needs_a_backbone(tmp_path):
-    (found,) = problems_of(written(tmp_path, "base: vq-tiny\naxes: {train.lr: [1e-3, 2e-3]}\n"))
+    (found,) = problems_of(written(tmp_path, "base: fsq-tiny\naxes: {train.lr: [1e-3, 2e-3]}\n"))
     assert (found.line, found.rule) == (1, "ablation.base")
 
 

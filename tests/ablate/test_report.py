@@ -17,7 +17,6 @@ from mmkit.demo import report_on
 from mmkit.errors import CheckpointError
 from mmkit.train import train
 
-
 LR = load("transfusion-tiny").train.lr
 
 

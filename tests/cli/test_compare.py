@@ -10,6 +10,9 @@ from click.testing import CliRunner, Result
 from synthetic import run_folder
 
 from mmkit import cli
+from mmkit.compose import load
+
+LR = load("transfusion-tiny").train.lr
 
 
 def run(*arguments: object) -> Result:
@@ -40,8 +43,8 @@ def test_the_base_may_be_any_run_and_the_folder_too(runs: tuple[Path, Path]) -> 
     result = run(*runs, "--base", runs[1], "--out", "elsewhere")
     assert result.exit_code == 0, result.output
     said = json.loads(Path("elsewhere/report.json").read_text())
-    assert said["base"] == "b" and [arm["name"] for arm in said["arms"]] == ["b", "lr=0.003"]
-    assert said["title"] == "lr=0.003 against b"
+    assert said["base"] == "b" and [arm["name"] for arm in said["arms"]] == ["b", f"lr={LR}"]
+    assert said["title"] == f"lr={LR} against b"
 
 
 def test_one_arm_is_not_compared(runs: tuple[Path, Path]) -> None:
