@@ -127,7 +127,7 @@ class _Reader:
         place = self.layer.place(("axes",), key=True)
         return Ablation(
             str(self.path), self.base(), self.layer.place(("base",)), place, tuple(self.axes()), self.shared(),
-            self.seeds(), self.match(), self.choice("illegal", ("skip", "refuse"), "refuse"),
+            self.seeds(), self.match(), self.illegal(),
         )  # fmt: skip
 
     def unknown_keys(self, tree: dict[str, Tree], known: Sequence[str], path: Path_) -> None:
@@ -232,19 +232,20 @@ class _Reader:
             self.report(("match",), "this says neither what is matched nor what is free", remedy, rule="type.wrong")
             return None
         self.unknown_keys(value, ("what", "free"), ("match",))
-        what, free = value.get("what"), value.get("free")
-        if what not in MEASURES:
+        what, free = next((known for known in MEASURES if known == value.get("what")), None), value.get("free")
+        if what is None:
             remedy = f"write one of {', '.join(MEASURES)}"
             self.report(("match", "what"), "`what` is not known", remedy, rule="value.choice")
         if not isinstance(free, str) or not free:
             remedy = "write `free: model.backbone.dim`"
             self.report(("match", "free"), "`free` names no option of the recipe", remedy, rule="key.missing")
             return None
-        return Match(what, free, self.layer.place(("match", "free")))  # type: ignore[arg-type]
+        return None if what is None else Match(what, free, self.layer.place(("match", "free")))
 
-    def choice(self, key: str, choices: tuple[str, str], default: str) -> Literal["skip", "refuse"]:
-        value = self.tree.get(key, default)
-        if value not in choices:
-            fact = f"{short(value)!r} is not known here"
-            self.report((key,), fact, f"write one of {', '.join(choices)}", rule="value.choice")
-        return value  # type: ignore[return-value]
+    def illegal(self) -> Literal["skip", "refuse"]:
+        value = self.tree.get("illegal", "refuse")
+        if value not in ("skip", "refuse"):
+            self.report(
+                ("illegal",), f"{short(value)!r} is not known here", "write one of skip, refuse", rule="value.choice"
+            )
+        return "skip" if value == "skip" else "refuse"

@@ -31,7 +31,8 @@ Examples:
     "--per-task", default=200, show_default=True, type=click.IntRange(1), help="Held-out samples of each task."
 )
 def command(file: str, overrides: tuple[str, ...], dry_run: bool, jobs: int, out: Path | None, per_task: int) -> None:
-    """Train and judge every arm of an ablation FILE (or the name of a shipped one), once for each of its seeds.
+    """Train and judge every arm of an ablation FILE (or the name of a shipped one), once for each of its seeds, and lay the
+    arms side by side in one page.
 
     Overrides go to every arm. The same command continues a grid that was cut short; what is finished is not run again.
     """

@@ -98,7 +98,7 @@ class Muon(Optimizer):
 def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
     """Matrices ``[..., rows, columns]`` with their singular values brought near 1, by Newton-Schulz iteration."""
     a, b, c = NEWTON_SCHULZ
-    # Half the time on a GPU, at no loss (Jordan et al. 2024); many times the time on CPUs without such arithmetic.
+    # The iteration is stable in bfloat16 (Jordan et al. 2024), which CPUs without such arithmetic are slow at.
     y = (x.bfloat16() if x.is_cuda else x.float()).reshape(-1, *x.shape[-2:])
     tall = x.shape[-2] > x.shape[-1]
     y = y.mT if tall else y

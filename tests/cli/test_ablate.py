@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from grids import PAIR, written
 
 from mmkit import cli
 from mmkit.ablate.launching import Job
+from mmkit.ablate.work import work
 
 BASE = """model:
   tokenizers: {text: {type: bytes}}
@@ -90,3 +93,34 @@ def test_failed_runs_are_shown_and_told_by_the_exit_status(file: str, monkeypatc
     assert result.exit_code == 1
     assert "dense, seed 0: failed with status 1; the end of here/dense/seed-0/stderr.txt:\n  no power" in result.output
     assert "2 runs failed; the same command tries again." in result.output
+    assert "nothing to compare yet: the base and another arm need a finished run each" in result.output
+
+
+class Here(Broken):
+    """A launcher whose runs are made in this process."""
+
+    def __init__(self, jobs: int) -> None:
+        assert jobs == 1
+
+    def start(self, job: Job) -> Here:
+        job.run.mkdir(parents=True, exist_ok=True)
+        work(job.recipe, job.run, job.per_task, job.title)
+        return self
+
+    def poll(self) -> int:
+        return 0
+
+    wait = poll
+
+
+def test_a_grid_ends_in_its_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmkit.ablate.launching.Local", Here)
+    result = run(str(written(tmp_path, PAIR)), "--out", "here", "--per-task", "2")
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1] == "here/report.html" and Path("here/report.html").is_file()
+    said = json.loads(Path("here/report.json").read_text())
+    assert (said["title"], said["base"], [arm["name"] for arm in said["arms"]]) == ("grid", "dense", ["dense", "moe"])
+    assert all(list(arm["runs"]) == ["0", "1"] for arm in said["arms"])
+    (change,) = said["arms"][1]["changes"]
+    assert (change["path"], change["base"], change["arm"]) == ("model.backbone", "dense", "moe")
