@@ -168,8 +168,9 @@ class Judged:
 class Recipe:
     """One recipe, typed.
 
-    `evaluate` is what ``mmkit eval`` does; empty leaves it to mmkit. Nothing of the training depends on it. `text` is its resolved rendering, every default written out: what a checkpoint keeps. `places` says where each key path
-    is written, so that what is found out later is still reported at its line.
+    `evaluate` is what ``mmkit eval`` does; empty leaves it to mmkit. Nothing of the training depends on it. `text` is its
+    resolved rendering, every default written out: what a checkpoint keeps. `places` says where each key path is written, so
+    that what is found out later is still reported at its line.
     """
 
     model: Model
