@@ -30,13 +30,16 @@ def work(recipe: str, run: Path, per_task: int, title: str) -> None:
     # Torch comes after the watch over the parent has begun: importing it takes seconds.
     from mmkit import checkpoint
     from mmkit.compose import loads
+    from mmkit.compose.rendering import of_evaluation
     from mmkit.demo import report_on
+    from mmkit.evaluate.judging import tasks_of
     from mmkit.train import train
 
     loaded = loads(recipe, file=str(run / "recipe.yaml"))
     train(loaded, run, quiet=True)
-    report_on(run, per_task, title=title, quiet=True)
-    checkpoint.write_text(run / JUDGED, json.dumps({"per_task": per_task, "step": loaded.train.steps}))
+    report_on(run, per_task, title=title, quiet=True, tasks=tasks_of(loaded))
+    how = {"per_task": per_task, "step": loaded.train.steps, "evaluate": of_evaluation(recipe)}
+    checkpoint.write_text(run / JUDGED, json.dumps(how))
 
 
 def main() -> None:

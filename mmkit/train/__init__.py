@@ -12,6 +12,7 @@ from torch import nn
 from mmkit import checkpoint
 from mmkit.compose import check, render
 from mmkit.compose.recipe import Recipe, Train
+from mmkit.compose.rendering import of_training
 from mmkit.data.mixture import Mixture
 from mmkit.errors import CheckpointError, TrainError
 from mmkit.model import UnifiedModel, load_weights
@@ -48,8 +49,9 @@ def _claim(run: Path, recipe: Recipe, overwrite: bool) -> None:
             shutil.rmtree(run / name, ignore_errors=True)
         for name in ("log.jsonl", "recipe.yaml", "not-a-number.json"):
             (run / name).unlink(missing_ok=True)
-    if kept.is_file() and kept.read_text() != render(recipe):
-        theirs, ours = kept.read_text().splitlines(), render(recipe).splitlines()
+    wanted = render(recipe)
+    if kept.is_file() and of_training(kept.read_text()) != of_training(wanted):
+        theirs, ours = (of_training(text).splitlines() for text in (kept.read_text(), wanted))
         differing = next(
             (f"{a.strip()!r} there, {b.strip()!r} here" for a, b in zip(theirs, ours, strict=False) if a != b), ""
         )
@@ -57,7 +59,7 @@ def _claim(run: Path, recipe: Recipe, overwrite: bool) -> None:
             str(run), f"this folder holds a run of another recipe ({differing or 'of another length'})",
             "name another folder with --run, or start it over with --overwrite",
         )  # fmt: skip
-    checkpoint.write_text(kept, render(recipe))
+    checkpoint.write_text(kept, wanted)
 
 
 def _objective(
