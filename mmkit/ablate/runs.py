@@ -80,12 +80,7 @@ def read_run(folder: Path) -> Run:
         )
     if not checkpoints(folder):
         raise CheckpointError(str(folder), "holds no checkpoint yet", "train it to its end, then judge it")
-    recipe = _recipe(folder)
-    if recipe.model.backbone is None:
-        raise CheckpointError(
-            str(folder), "is a run of tokenizers alone, which nothing judges yet", "name runs of whole models"
-        )
-    return Run(folder, recipe, _report(folder), _log(folder))
+    return Run(folder, _recipe(folder), _report(folder), _log(folder))
 
 
 def _recipe(folder: Path) -> Recipe:
