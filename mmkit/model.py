@@ -5,6 +5,7 @@ Shape suffixes: T packed tokens, S tokens of one head or source, D backbone widt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from mmkit.checkpoint import load_part, open_run
 from mmkit.compose import load as load_recipe
 from mmkit.compose.recipe import Recipe
+from mmkit.compose.rendering import plain
 from mmkit.compose.wiring import seeded, wire
 from mmkit.contracts.head import Head
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.seeds import derive
 from mmkit.contracts.segment import Segment
+from mmkit.contracts.tokenizer import Tokenizer
 from mmkit.contracts.values import Feed, Packed, Targets, TokenLoss
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.errors import ContractError
@@ -30,6 +33,7 @@ from mmkit.routing import Batch, Router
 from mmkit.sequence.layout import Span
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
+from mmkit.store import Store
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class UnifiedModel(nn.Module):
             self.marks = nn.Embedding(len(wired.marks), self.backbone.dim)
             nn.init.normal_(self.marks.weight, std=0.02)
         self.sizes: dict[str, tuple[int, ...]] = {}
+        self.store: Store | None = None
+        self._options = {n: json.dumps([str(s.entry), plain(s.options)]) for n, s in recipe.model.tokenizers.items()}
         self._tie()
         self._freeze()
 
@@ -132,11 +138,21 @@ class UnifiedModel(nn.Module):
         if not contents:
             return []
         if source in self.tokenizers:
-            with torch.no_grad():
-                tokens = self.tokenizers[source].encode([self._to_device(c) for c in contents])
+            tokens = self._tokenize(source, contents)
         else:
             tokens = self.encoders[source]([self._to_device(c) for c in contents])
         return [self.connectors[source].fold(t) for t in tokens]
+
+    @torch.no_grad()
+    def _tokenize(self, source: str, contents: Sequence[Any]) -> list[Tensor]:
+        tokenizer: Tokenizer = self.tokenizers[source]
+
+        def compute() -> list[Tensor]:
+            return tokenizer.encode([self._to_device(c) for c in contents])
+
+        if self.store is None:
+            return compute()
+        return self.store.encode(tokenizer, self._options[source], contents, self.device, compute)
 
     def decode(self, stream: str, tokens: Sequence[Tensor]) -> list[Any]:
         """Contents from folded tokens ``[*grid, C]`` or codes ``[*grid]`` of a stream."""

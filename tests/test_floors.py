@@ -17,7 +17,7 @@ FLOORS = (
     ("nn", "sequence"),
     ("encoders", "connectors", "tokenizers", "backbones", "heads"),
     ("data", "checkpoint"),
-    ("routing",),
+    ("routing", "store"),
     ("generate",),
     ("model",),
     ("objectives", "samples", "progress"),

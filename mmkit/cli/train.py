@@ -18,7 +18,7 @@ Examples:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME.")
 @click.option(
-    "--shared", type=click.Path(path_type=Path), help="Folder where runs share the tokenizers they train first."
+    "--shared", type=click.Path(path_type=Path), help="Folder where runs share tokenizers and what they give."
 )
 @click.option("--overwrite", is_flag=True, help="Start over a run that is there.")
 @click.option("--device", default="auto", show_default=True, help="Where to train: auto, cpu, cuda, cuda:1.")

@@ -16,6 +16,7 @@ from mmkit.data.mixture import Mixture
 from mmkit.errors import CheckpointError, TrainError
 from mmkit.model import UnifiedModel, load_weights
 from mmkit.objectives import Joint, Objective
+from mmkit.store import Store
 from mmkit.train.loop import Loop
 from mmkit.train.stopping import Patience
 from mmkit.train.tokenizers import alone_of, fit_tokenizers, home, reconstruction
@@ -40,7 +41,7 @@ def train(
 
     A run of the same recipe that was cut short continues where its last checkpoint stands, to the same result, bit for bit
     on one machine. Ctrl-C and SIGTERM save first. Runs that are given the same folder `shared` train a tokenizer that they
-    have in common once, to the same result, too. Raises `RecipeError` on a recipe that does not compose,
+    have in common once, and keep its codes and latents there for each other: to the same result, too. Raises `RecipeError` on a recipe that does not compose,
     `CheckpointError` where the folder holds another run, `TrainError` where the loss stops being a number.
     """
     check(recipe)
@@ -97,6 +98,7 @@ def _objective(recipe: Recipe, run: Path, mixture: Mixture, manner: _Manner) -> 
                 checkpoint.load_part(tokenizer, f"{run / 'tokenizers' / name}#tokenizers.{name}", f"tokenizers.{name}")
         fit_tokenizers(model.tokenizers, mixture)
     model.sizes = mixture.sizes()
+    model.store = Store(manner.shared / "tokens") if manner.shared else None
     model.backbone.recompute = recipe.train.recompute
     return Joint(model.to(manner.device)), model
 
