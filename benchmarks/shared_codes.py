@@ -40,7 +40,7 @@ class Steps:
         self.encoding = 0.0
         inner = self.model._tokenize
 
-        def timed(*given):  # noqa: ANN002, ANN202
+        def timed(*given):
             start = time.perf_counter()
             tokens = inner(*given)
             self.encoding += time.perf_counter() - start

@@ -41,8 +41,9 @@ def train(
 
     A run of the same recipe that was cut short continues where its last checkpoint stands, to the same result, bit for bit
     on one machine. Ctrl-C and SIGTERM save first. Runs that are given the same folder `shared` train a tokenizer that they
-    have in common once, and keep its codes and latents there for each other: to the same result, too. Raises `RecipeError` on a recipe that does not compose,
-    `CheckpointError` where the folder holds another run, `TrainError` where the loss stops being a number.
+    have in common once, and keep its codes and latents there for each other: to the same result, too.
+    Raises `RecipeError` on a recipe that does not compose, `CheckpointError` where the folder holds another run,
+    `TrainError` where the loss stops being a number.
     """
     check(recipe)
     run = Path(run)
