@@ -28,6 +28,8 @@ FLOORS = (
     ("__main__",),
 )
 PARTS = ("encoders", "connectors", "tokenizers", "backbones", "heads")
+# Tasks find records, metrics read them: what the files of these folders share lies above both, in `evaluate`.
+JUDGES = ("evaluate/tasks", "evaluate/metrics")
 # The root re-exports lazily; recipes are data.
 OUTSIDE = ("__init__", "recipes")
 
@@ -38,6 +40,8 @@ HOMES = {
     "sentencepiece": ("tokenizers/sentencepiece.py",),
     "omegaconf": ("compose",),
     "pluggy": ("hooks.py", "registry.py"),
+    "torchmetrics": ("evaluate/metrics/ssim.py",),
+    "transformers": ("evaluate/metrics/clip_score.py",),
 }
 BANNED = ("utils", "util", "common", "core", "helpers", "helper", "misc")
 
@@ -112,6 +116,14 @@ def test_parts_are_strangers() -> None:
             parts = name.split(".")
             sibling = parts[:2] == ["mmkit", folder] and len(parts) > 2 and parts[2] != own
             assert not sibling, f"{path} imports its sibling {name}"
+
+
+def test_tasks_and_metrics_are_strangers() -> None:
+    homes = {folder: "mmkit." + folder.replace("/", ".") for folder in JUDGES}
+    for folder in JUDGES:
+        for path in (PACKAGE / folder).glob("*.py"):
+            wrong = {i for i in imports(path) if any(i == home or i.startswith(f"{home}.") for home in homes.values())}
+            assert not wrong, f"{path} imports {wrong}"
 
 
 def test_no_cycle_between_modules() -> None:
