@@ -19,7 +19,8 @@ class SSIM(Metric):
     """Structural similarity (Wang et al. 2004), 1 for a copy, as torchmetrics computes it.
 
     The published window: Gaussian, standard deviation 1.5, 11 x 11 pixels, on images in [0, 1], each colour for itself;
-    beyond its border an image is mirrored. An image smaller than the window has no figure, rather than one of another window that would be compared with these.
+    beyond its border an image is mirrored. An image smaller than the window has no figure, rather than one of another window
+    that would be compared with these.
     """
 
     @dataclass(frozen=True, kw_only=True)
