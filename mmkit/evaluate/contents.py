@@ -41,7 +41,8 @@ def targets(record: Record) -> list[Segment]:
 
 def image_pairs(record: Record) -> list[tuple[Tensor, Tensor]]:
     """Each image target ``[3, H, W]`` of a record and what came of it, on the CPU and in [0, 1]; what is no number is black."""
-    both = zip(targets(record), record.contents, strict=True)
+    # A record whose figures are all that is known has no contents.
+    both = zip(targets(record), record.contents, strict=True) if record.contents else ()
     return [(_plain(s.content), _plain(content)) for s, content in both if s.modality == "image"]
 
 

@@ -18,10 +18,8 @@ BUILT_IN = sorted((e.kind, e.name) for e in registry.load().entries.values() if 
 
 
 @pytest.mark.parametrize(("kind", "name"), BUILT_IN)
-def test_each_has_a_section_and_tests(kind, name):
+def test_each_has_a_section(kind, name):
     assert re.search(rf"^## {kind.title()} `{name}`", PAGE, re.M)
-    tests = [p.name for p in (ROOT / "tests" / "evaluate").rglob("test_*.py")]
-    assert name in ("held_out", "verdicts") or any(name in test for test in tests)
 
 
 @pytest.mark.parametrize("block", SHOWN)

@@ -59,6 +59,7 @@ def test_what_is_no_number_is_black_and_what_is_too_bright_white():
 def test_where_it_does_not_apply():
     small, large = images(1, 8)[0], images(1, 16)[0]
     assert PSNR.why_not([TEXTS_ONLY]) == PSNR.why_not([record(small, large)]) == "no images among the targets"
+    assert PSNR.why_not([Record("likelihood", record(small, small).sample)]) != ""
     mixed = [record(small, large), record(small, small)]
     assert PSNR.why_not(mixed) == ""
     first, second = PSNR.each(mixed, subject())
