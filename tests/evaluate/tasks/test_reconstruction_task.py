@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import tiny
 import torch
 from drawn import subject
 
 from mmkit.compose import spec
+from mmkit.compose.recipe import Judged
 from mmkit.contracts.evaluation import Subject
 from mmkit.contracts.segment import Sample, Segment
+from mmkit.evaluate.judging import evaluate
 
 SMALL = {"stride": 8, "base_dim": 8, "multipliers": [1, 1, 1, 1], "num_res_blocks": 1}
 METRICS = ("verdicts", "psnr", "ssim", "codebook")
@@ -92,6 +96,16 @@ def test_codes_and_latents_are_taken_as_they_are(source, tokenizers):
         found = figures(mine, one)
         assert set(found["codebook"][1]) == ({"codebook_use", "codebook_perplexity"} if name == "codes" else set())
         assert all(set(own) == {"psnr"} and own["psnr"] < 30 for own in found["psnr"][0])
+
+
+def test_its_figures_stand_side_by_side(source, tokenizers):
+    one = judged(source, {"codes": tokenizers["codes"]})
+    found = evaluate(one, [Judged(task=spec("task", "reconstruction"))])
+    figures = found.figures["reconstruction"]
+    assert not found.notes and next(iter(figures)) == "right"
+    assert {"objects", "psnr", "ssim", "codebook_use", "codebook_perplexity"} <= set(figures)
+    assert (figures["right"].n, figures["psnr"].n, figures["psnr"].unit) == (2, 6, "dB")
+    assert all(math.isfinite(figure.value) for figure in figures.values())
 
 
 def test_the_batch_does_not_matter_and_no_random_number_is_drawn(source, tokenizers):
