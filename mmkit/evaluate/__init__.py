@@ -4,8 +4,17 @@ from mmkit.hooks import Register, hookimpl
 
 TASKS = {
     "held_out": "mmkit.evaluate.tasks.held_out:HeldOut",
+    "reconstruction": "mmkit.evaluate.tasks.reconstruction:Reconstruction",
 }
 METRICS = {
+    "agreement": "mmkit.evaluate.metrics.agreement:Agreement",
+    "clip_score": "mmkit.evaluate.metrics.clip_score:CLIPScore",
+    "codebook": "mmkit.evaluate.metrics.codebook:Codebook",
+    "frechet": "mmkit.evaluate.metrics.frechet:Frechet",
+    "perceptual": "mmkit.evaluate.metrics.perceptual:Perceptual",
+    "precision_recall": "mmkit.evaluate.metrics.precision_recall:PrecisionRecall",
+    "psnr": "mmkit.evaluate.metrics.psnr:PSNR",
+    "ssim": "mmkit.evaluate.metrics.ssim:SSIM",
     "verdicts": "mmkit.evaluate.metrics.verdicts:Verdicts",
 }
 
