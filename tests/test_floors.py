@@ -37,6 +37,7 @@ HOMES = {
     "timm": ("encoders/timm.py",),
     "sentencepiece": ("tokenizers/sentencepiece.py",),
     "omegaconf": ("compose",),
+    "submitit": ("ablate/launchers/slurm.py",),
     "pluggy": ("hooks.py", "registry.py"),
 }
 BANNED = ("utils", "util", "common", "core", "helpers", "helper", "misc")

@@ -24,7 +24,11 @@ Examples:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--dry-run", is_flag=True, help="Check every arm and say what it is; train nothing.")
 @click.option(
-    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at a time; they share the cores."
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Runs at a time; on this machine they share it.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the runs. Default: runs/NAME.")
 @click.option(
@@ -34,15 +38,19 @@ def command(file: str, overrides: tuple[str, ...], dry_run: bool, jobs: int, out
     """Train and judge every arm of an ablation FILE (or the name of a shipped one), once for each of its seeds, and lay the
     arms side by side in one page.
 
-    Overrides go to every arm. The same command continues a grid that was cut short; what is finished is not run again.
+    Overrides go to every arm, those of `launcher` to what starts the runs: launcher.gpus=2. The same command continues a grid
+    that was cut short; what is finished is not run again.
     """
     from mmkit.ablate.grid import grid_of
-    from mmkit.ablate.launching import Local
     from mmkit.ablate.matching import match_arms
-    from mmkit.ablate.reading import read_ablation
+    from mmkit.ablate.reading import parted, read_ablation
     from mmkit.ablate.running import Watch, entries, run_grid
+    from mmkit.compose.extract import realize
 
-    grid, solved = match_arms(grid_of(read_ablation(file), overrides))
+    own, shared = parted(overrides)
+    ablation = read_ablation(file, own)
+    grid, solved = match_arms(grid_of(ablation, shared))
+    launcher = realize(ablation.launcher).build(jobs)
     for skipped in grid.skipped:
         for problem in skipped.problems:
             click.echo(f"skipped {skipped.name}: {problem}", err=True)
@@ -52,7 +60,7 @@ def command(file: str, overrides: tuple[str, ...], dry_run: bool, jobs: int, out
     for name, found in solved.items():
         click.echo(f"{name}: {found}")
     out = out or Path("runs") / grid.name
-    failed = run_grid(grid, out, Local(jobs), per_task, Watch())
+    failed = run_grid(grid, out, launcher, per_task, Watch())
     arms = dict(entries(grid, out, per_task))
     _print_runs(arms)
     _compare(arms, grid, out)

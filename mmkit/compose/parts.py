@@ -16,7 +16,7 @@ from mmkit.contracts.options import NonNegative, Spec
 from mmkit.errors import MmkitError, PluginError
 from mmkit.registry import Entry, Registry
 
-PLAIN_KINDS = frozenset(("positions", "router", "source", "modality"))
+PLAIN_KINDS = frozenset(("positions", "router", "source", "modality", "launcher"))
 """Kinds without weights of their own, so without the keys common to parts."""
 CONNECTED_KINDS = frozenset(("encoder", "tokenizer"))
 COMMON: dict[str, Any] = {"weights": str | None, "frozen": bool, "lr_scale": NonNegative}

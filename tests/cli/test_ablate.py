@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from click.testing import CliRunner, Result
 from grids import PAIR, written
 
 from mmkit import cli
-from mmkit.ablate.launching import Job
+from mmkit import registry as registries
 from mmkit.ablate.work import work
+from mmkit.contracts.launcher import Job, Launcher, Running
+from mmkit.hooks import Register, hookimpl
+from mmkit.registry import Registry
 
 BASE = """model:
   tokenizers: {text: {type: bytes}}
@@ -68,41 +72,42 @@ def test_mistakes_are_printed_each_on_a_line(file: str) -> None:
     assert [line.partition(" ")[0] for line in result.output.splitlines()] == ["grid.yaml:7:10:", "grid.yaml:8:1:"]
 
 
-class Broken:
+class Broken(Launcher, Running):
     """A launcher whose runs end at once, and badly."""
 
-    slots = 2
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Options:
+            word: the last one.
+        """
 
-    def __init__(self, jobs: int) -> None:
-        assert jobs == 3
+        word: str = "no power"
 
-    def start(self, job: Job) -> Broken:
+    def start(self, job: Job) -> Running:
+        assert self.slots == 3
         job.run.mkdir(parents=True)
-        (job.run / "stderr.txt").write_text("no power\n")
+        (job.run / "stderr.txt").write_text(f"{self.config.word}\n")
         return self
 
     def poll(self) -> int:
         return 1
 
-    wait = poll
+    def wait(self) -> int:
+        return self.poll()
 
+    def stop(self) -> None:
+        raise AssertionError("it is over")
 
-def test_failed_runs_are_shown_and_told_by_the_exit_status(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkit.ablate.launching.Local", Broken)
-    result = run(file, "--jobs", "3", "--out", "here")
-    assert result.exit_code == 1
-    assert "dense, seed 0: failed with status 1; the end of here/dense/seed-0/stderr.txt:\n  no power" in result.output
-    assert "2 runs failed; the same command tries again." in result.output
-    assert "nothing to compare yet: the base and another arm need a finished run each" in result.output
+    kill = stop
 
 
 class Here(Broken):
     """A launcher whose runs are made in this process."""
 
-    def __init__(self, jobs: int) -> None:
-        assert jobs == 1
+    said = "made right here"
 
-    def start(self, job: Job) -> Here:
+    def start(self, job: Job) -> Running:
         job.run.mkdir(parents=True, exist_ok=True)
         work(job.recipe, job.run, job.per_task, job.title)
         return self
@@ -110,14 +115,39 @@ class Here(Broken):
     def poll(self) -> int:
         return 0
 
-    wait = poll
+
+class Plugin:
+    """What a package that brings launchers of its own implements."""
+
+    @hookimpl
+    def mmkit_components(self, register: Register) -> None:
+        register("launcher", "broken", f"{__name__}:Broken")
+        register("launcher", "here", f"{__name__}:Here")
 
 
-def test_a_grid_ends_in_its_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = registries.load()
+    known = Registry(dict(installed.entries), dict(installed.recipes))
+    known.add(Plugin(), "mmkit-launchers", "1.0")
+    monkeypatch.setattr(registries, "load", lambda: known)
+
+
+def test_failed_runs_are_shown_and_told_by_the_exit_status(file: str, plugin: None) -> None:
+    result = run(file, "--jobs", "3", "--out", "here", "launcher=broken", "launcher.word=no fuel")
+    assert result.exit_code == 1
+    assert "dense, seed 0: failed with status 1; the end of here/dense/seed-0/stderr.txt:\n  no fuel" in result.output
+    assert "2 runs failed; the same command tries again." in result.output
+    assert "nothing to compare yet: the base and another arm need a finished run each" in result.output
+
+
+# The plugin is known to this test alone, and its module is loaded.
+@pytest.mark.filterwarnings("ignore:.*which is not installed")
+def test_a_grid_ends_in_its_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin: None) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmkit.ablate.launching.Local", Here)
-    result = run(str(written(tmp_path, PAIR)), "--out", "here", "--per-task", "2")
+    result = run(str(written(tmp_path, f"{PAIR}launcher: here\n")), "--out", "here", "--per-task", "2")
     assert result.exit_code == 0, result.output
+    assert "dense, seed 0: made right here, into here/dense/seed-0" in result.output
     assert result.output.splitlines()[-1] == "here/report.html" and Path("here/report.html").is_file()
     said = json.loads(Path("here/report.json").read_text())
     assert (said["title"], said["base"], [arm["name"] for arm in said["arms"]]) == ("grid", "dense", ["dense", "moe"])

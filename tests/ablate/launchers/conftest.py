@@ -1,0 +1,19 @@
+"""Makes the helpers of the ablations' tests importable here, and a made-up Slurm cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a made-up cluster whose commands come first on the path."""
+    from pretended import install
+
+    return install(tmp_path / "cluster", monkeypatch)
