@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,12 +10,13 @@ from torch import nn
 
 from mmkit import checkpoint
 from mmkit.compose import check, render
-from mmkit.compose.recipe import Recipe, Train
+from mmkit.compose.recipe import Recipe
 from mmkit.data.mixture import Mixture
 from mmkit.errors import CheckpointError, TrainError
 from mmkit.model import UnifiedModel, load_weights
-from mmkit.objectives import Joint, Objective
+from mmkit.objectives import Objective
 from mmkit.train.loop import Loop
+from mmkit.train.start import alone, device_of, joint, mixture_of, untrained
 from mmkit.train.tokenizers import fit_tokenizers, reconstruction
 
 __all__ = ["TrainError", "fit_tokenizers", "train"]
@@ -31,10 +31,10 @@ def train(recipe: Recipe, run: Path, *, overwrite: bool = False, device: str = "
     """
     check(recipe)
     run = Path(run)
-    mixture = Mixture([(m.source.build(), m.weight) for m in recipe.data], recipe.train.seed)
+    mixture = mixture_of(recipe)
     with checkpoint.lock(run):
         _claim(run, recipe, overwrite)
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        place = device_of(device)
         torch.manual_seed(recipe.train.seed)
         objective, model = _objective(recipe, run, mixture, place, quiet)
         return Loop(recipe, run, mixture, objective, model, place, quiet).run_all()
@@ -69,29 +69,18 @@ def _objective(
     model = UnifiedModel(recipe)
     if fresh:
         load_weights(model)
-        for name, tokenizer in model.tokenizers.items():
-            if recipe.model.tokenizers[name].weights is None and tokenizer.port.trained_by_reconstruction:
-                _pretrain(recipe, run, name, tokenizer, device, quiet)
+        for name in untrained(model):
+            _pretrain(recipe, run, name, model.tokenizers[name], device, quiet)
         fit_tokenizers(model.tokenizers, mixture)
-    model.sizes = mixture.sizes()
-    model.backbone.recompute = recipe.train.recompute
-    return Joint(model.to(device)), model
+    return joint(model, mixture, device), model
 
 
 def _pretrain(recipe: Recipe, run: Path, name: str, tokenizer: nn.Module, device: torch.device, quiet: bool) -> None:
     """A tokenizer that needs training and names no weights is trained first, by reconstruction, in a run of its own."""
-    options = recipe.train
-    alone = replace(
-        recipe,
-        model=replace(recipe.model, tokenizers={name: recipe.model.tokenizers[name]}, encoders={}, backbone=None, heads={},
-                      streams={}, reads={}),
-        train=replace(Train(), steps=options.reconstruction.steps, batch_samples=options.batch_samples, seed=options.seed,
-                      lr=options.reconstruction.lr, reconstruction=options.reconstruction),
-    )  # fmt: skip
     folder = run / "tokenizers" / name
     if not quiet:
         print(
-            f"tokenizers.{name} names no weights: training it first, {options.reconstruction.steps} steps into {folder}"
+            f"tokenizers.{name} names no weights: training it first, {recipe.train.reconstruction.steps} steps into {folder}"
         )
-    train(alone, folder, device=str(device), quiet=quiet)
+    train(alone(recipe, name), folder, device=str(device), quiet=quiet)
     checkpoint.load_part(tokenizer, f"{folder}#tokenizers.{name}", f"tokenizers.{name}")
