@@ -139,7 +139,7 @@ def _print_total(grid: Grid, times: dict[str, Estimate], launcher: Launcher) -> 
         return
     device = device_of(launcher.device).type
     threads = f", {launcher.threads} thread{'s' if launcher.threads > 1 else ''} each" if launcher.threads else ""
-    which = "all" if len(timed) == len(times) else f"those of {len(timed)} arms that could be timed"
+    which = "all" if len(timed) == len(times) else f"what could be timed ({len(timed)} of {len(times)} arms)"
     total = duration(together(timed * len(grid.seeds), launcher.slots))
     click.echo(f"Training {which}, {launcher.slots} at a time: about {total} on this machine ({device}{threads}).")
     click.echo("Told by a few steps of each arm; samples, checkpoints and judging are not counted.")

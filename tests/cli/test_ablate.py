@@ -7,23 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from grids import PAIR, written
 
 from mmkit import cli
 from mmkit import registry as registries
+from mmkit.ablate.timing import Estimate
 from mmkit.ablate.work import work
+from mmkit.compose.recipe import Recipe
 from mmkit.contracts.launcher import Job, Launcher, Running
 from mmkit.hooks import Register, hookimpl
 from mmkit.registry import Registry
+from mmkit.train.rehearsal import Stage
 
 BASE = """model:
   tokenizers: {text: {type: bytes}}
   backbone: {type: dense, depth: 1, dim: 32, num_heads: 2, hidden_dim: 96}
   heads: {say: {type: ar}}
   streams: {text: {modality: text, from: text, head: say}}
-data:
-  - {type: shapes, tasks: [caption]}
+data: [{type: text, file: words.txt}]
 """
 GRID = """base: base.yaml
 axes:
@@ -44,6 +47,7 @@ def run(*arguments: str) -> Result:
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(BASE)
+    Path("words.txt").write_text("".join(f"line {number} of a few words\n" for number in range(200)))
     Path("grid.yaml").write_text(GRID.replace("depth=2", "depth=2, model.backbone.hidden_dim=8"))
     return "grid.yaml"
 
@@ -62,7 +66,31 @@ def test_a_dry_run_says_what_every_arm_is_and_trains_nothing(file: str) -> None:
     assert "the base" in dense and "model.backbone.hidden_dim = " in deep and "% of the base" in deep
     assert "model.backbone.depth: 1 -> 2" in result.output and "2 arms x 1 seeds (0): 2 runs." in result.output
     assert "skipped broken: grid.yaml:6:14: model.backbone.num_heads: 3 heads do not divide 32" in result.output
-    assert not Path("runs").exists()
+    assert "Training all, 1 at a time: about " in result.output
+    assert sorted(path.name for path in Path().iterdir()) == ["base.yaml", "grid.yaml", "words.txt"]
+
+
+def test_a_dry_run_tells_what_would_keep_runs_from_starting(file: str) -> None:
+    result = run(file, "--dry-run", "launcher.gpus=99")
+    assert result.exit_code == 2 and result.output.splitlines()[-1].startswith("launcher.gpus: each run asks for 99")
+
+
+def test_a_dry_run_says_how_long_training_takes(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimate(recipe: Recipe, device: str, threads: int) -> Estimate:
+        assert device == "cpu" and threads == max(1, torch.get_num_threads() // 2)
+        if recipe.model.backbone.options.depth == 2:
+            return Estimate(why_none="its data are not here")
+        return Estimate((Stage("tokenizers.pixels", 100, 0.5), Stage("model", 600, 4.0)))
+
+    monkeypatch.setattr("mmkit.ablate.timing.estimate", estimate)
+    result = run(file, "--dry-run", "--jobs", "2", "launcher.gpus=0")
+    assert result.exit_code == 0, result.output
+    assert "41 min (tokenizers.pixels 50 s)" in result.stdout and "not timed: its data are not here" in result.stdout
+    said = "Training what could be timed (1 of 2 arms), 2 at a time: about 41 min on this machine (cpu, "
+    assert said in result.stdout and "judging are not counted" in result.stdout
+    assert result.stderr.splitlines()[1:] == [f"timing a few steps of {n}" for n in ("dense (1 of 2)", "deep (2 of 2)")]
+    untimed = run(file, "--dry-run", "--no-time").output
+    assert "timing" not in untimed and "training of a run" not in untimed and "2 runs." in untimed
 
 
 def test_mistakes_are_printed_each_on_a_line(file: str) -> None:
