@@ -54,8 +54,9 @@ def command(
 
     own, shared = parted(overrides)
     ablation = read_ablation(file, own)
-    grid, solved = match_arms(grid_of(ablation, shared))
+    grid = grid_of(ablation, shared)
     launcher = realize(ablation.launcher).build(jobs)
+    grid, solved = match_arms(grid)
     for skipped in grid.skipped:
         for problem in skipped.problems:
             click.echo(f"skipped {skipped.name}: {problem}", err=True)

@@ -58,7 +58,7 @@ def test_help_has_an_example() -> None:
 
 
 def test_a_dry_run_says_what_every_arm_is_and_trains_nothing(file: str) -> None:
-    result = run(file, "train.steps=3", "--dry-run")
+    result = run(file, "train.steps=3", "train.batch_samples=2", "--dry-run")
     assert result.exit_code == 0, result.output
     dense, deep = (
         next(line for line in result.output.splitlines() if line.startswith(f" {n} ")) for n in ("dense", "deep")
