@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,6 +77,17 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def own_seconds(estimates: Iterable[Estimate]) -> list[float]:
+    """The seconds of runs that could be timed, in their order; a training that several have in common is the first one's."""
+    seen: set[str] = set()
+    seconds = []
+    for each in estimates:
+        if each.seconds is not None:
+            seconds.append(sum(stage.seconds for stage in each.stages if stage.recipe not in seen))
+            seen |= {stage.recipe for stage in each.stages}
+    return seconds
 
 
 def together(seconds: Sequence[float], slots: int) -> float:

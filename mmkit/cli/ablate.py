@@ -131,11 +131,11 @@ def _said(estimate: Estimate) -> str:
 
 def _print_total(grid: Grid, times: dict[str, Estimate], launcher: Launcher) -> None:
     """How long the whole grid takes, as far as it could be timed, and what that leaves out."""
-    from mmkit.ablate.timing import together
+    from mmkit.ablate.timing import own_seconds, together
     from mmkit.progress import duration
     from mmkit.train.start import device_of
 
-    timed = [time.seconds for time in times.values() if time.seconds is not None]
+    timed = own_seconds(times.values())
     if not timed:
         return
     device = device_of(launcher.device).type

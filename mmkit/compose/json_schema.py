@@ -10,13 +10,16 @@ from mmkit import registry as registries
 from mmkit.compose.docstrings import summary
 from mmkit.compose.extract import options_class
 from mmkit.compose.parts import COMMON, CONNECTED_KINDS, PLAIN_KINDS
-from mmkit.compose.recipe import Mixed, Recipe
+from mmkit.compose.recipe import Judged, Mixed, Recipe
 from mmkit.compose.rendering import plain
 from mmkit.compose.scalars import adapter, alternatives, bare
 from mmkit.compose.typed import hints, keyed_fields
 from mmkit.contracts.options import Spec
 from mmkit.errors import MmkitError
 from mmkit.registry import KINDS, Entry, Registry
+
+_LISTED: dict[Any, str] = {Mixed: "source", Judged: "task"}
+"""What a list holds that is written as a part."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -92,6 +95,11 @@ class _Schema:
         if entry.kind == "source":
             weight = hints(Mixed)["weight"]
             keys["weight"] = {**self.value(weight), "default": 1.0, "description": "Its share of the samples."}
+        if entry.kind == "task":
+            words = option_words(Judged)
+            keys["name"] = {"type": "string", "default": "", "description": words["name"]}
+            metrics = {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/metric"}}, {"type": "null"}]}
+            keys["metrics"] = {**metrics, "default": None, "description": words["metrics"]}
         return {**own, "description": about, "properties": {**keys, **own["properties"]}}
 
     def dataclass(self, cls: type, *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -139,7 +147,8 @@ class _Schema:
             items = [self.value(a) for a in args]
             return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
         if origin in (list, tuple):
-            member = {"$ref": "#/$defs/source"} if args and args[0] is Mixed else self.value(args[0]) if args else {}
+            kind = _LISTED.get(args[0]) if args else None
+            member = {"$ref": f"#/$defs/{kind}"} if kind else self.value(args[0]) if args else {}
             return {"type": "array", "items": member}
         if base is Any:
             return {}

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mmkit import registry as registries
-from mmkit.compose.document import Layer, Place, Tree, parse
+from mmkit.compose.document import Layer, Path_, Place, Tree, parse
 from mmkit.compose.layers import extended, interpolate, override, read_chain
 from mmkit.compose.parts import RecipeTyper
-from mmkit.compose.recipe import Mixed, Model, Recipe, Stream, Train
+from mmkit.compose.recipe import Judged, Mixed, Model, Recipe, Stream, Train
 from mmkit.compose.rendering import plain, render
 from mmkit.compose.typed import BAD, hints, keyed_fields
 from mmkit.contracts.options import Positive, Spec
@@ -33,6 +33,7 @@ class Composed:
     model: Model = Model()
     data: tuple[Any, ...] = ()
     train: Train = Train()
+    evaluate: tuple[Any, ...] = ()
     lost: frozenset[str] = frozenset()
     """Sections of the model that a mistake may have hidden, so that what they name is not known."""
 
@@ -74,12 +75,12 @@ def _compose(
     problems += filter(None, (override(layer, text) for text in overrides))
     problems += interpolate(layer, {"train": _written(plain(Train()))})
     typer = RecipeTyper(layer, registry)
-    model, data, train = _typed(typer)
+    model, data, train, evaluate = _typed(typer)
     problems += typer.problems
     if problems:
-        return Composed(None, tuple(problems), layer, model, data, train, _lost(layer.tree))
-    recipe = Recipe(model=model, data=data, train=train, file=file, places=places_of(layer))
-    return Composed(dataclasses.replace(recipe, text=render(recipe)), (), layer, model, data, train)
+        return Composed(None, tuple(problems), layer, model, data, train, evaluate, _lost(layer.tree))
+    recipe = Recipe(model=model, data=data, train=train, evaluate=evaluate, file=file, places=places_of(layer))
+    return Composed(dataclasses.replace(recipe, text=render(recipe)), (), layer, model, data, train, evaluate)
 
 
 def places_of(layer: Layer) -> dict[str, Place]:
@@ -98,9 +99,9 @@ def _written(value: Any) -> Tree:
     return str(value).lower() if isinstance(value, bool) else value if value is None else str(value)
 
 
-def _typed(typer: RecipeTyper) -> tuple[Model, tuple[Any, ...], Train]:
+def _typed(typer: RecipeTyper) -> tuple[Model, tuple[Any, ...], Train, tuple[Any, ...]]:
     root: Any = typer.layer.tree
-    typer.unknown_keys(root, ["model", "data", "train"], ())
+    typer.unknown_keys(root, ["model", "data", "train", "evaluate"], ())
     model = Model()
     if "model" not in root:
         remedy = "write `model:` with its tokenizers, backbone, ..."
@@ -109,9 +110,10 @@ def _typed(typer: RecipeTyper) -> tuple[Model, tuple[Any, ...], Train]:
         model = _model(typer, root["model"])
     else:
         typer.value(root["model"], Model, ("model",))
-    data = _data(typer, root["data"]) if "data" in root else ()
+    data = _each(typer, root, "data", "sources", _mixed)
     train = typer.value(root["train"], Train, ("train",)) if "train" in root else Train()
-    return model, data, Train() if train is BAD else train
+    evaluate = _each(typer, root, "evaluate", "tasks", _judged)
+    return model, data, Train() if train is BAD else train, evaluate
 
 
 def _model(typer: RecipeTyper, value: dict[str, Any]) -> Model:
@@ -152,20 +154,39 @@ def _streams(typer: RecipeTyper, value: Any) -> dict[str, Any]:
     }
 
 
-def _data(typer: RecipeTyper, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        typer.report(("data",), "a list of sources is needed", "write `- {type: ...}` for each", "type.wrong", key=True)
+def _each(
+    typer: RecipeTyper, holder: dict[str, Any], key: str, what: str, one: Any, path: Path_ = ()
+) -> tuple[Any, ...]:
+    """The entries of a list of parts, each typed by `one`; none where the key is not there."""
+    if key not in holder:
         return ()
-    return tuple(_mixed(typer, entry, ("data", str(i))) for i, entry in enumerate(value))
+    if not isinstance(holder[key], list):
+        remedy = "write `- {type: ...}` for each"
+        typer.report((*path, key), f"a list of {what} is needed", remedy, "type.wrong", key=True)
+        return ()
+    return tuple(one(typer, entry, (*path, key, str(i))) for i, entry in enumerate(holder[key]))
 
 
-def _mixed(typer: RecipeTyper, value: Any, path: tuple[str, ...]) -> Any:
+def _mixed(typer: RecipeTyper, value: Any, path: Path_) -> Any:
     weight: Any = 1.0
     if isinstance(value, dict) and "weight" in value:
         weight = typer.value(value["weight"], Positive, (*path, "weight"))
         value = {k: v for k, v in value.items() if k != "weight"}
     source = typer.part(value, "source", path)
     return BAD if source is BAD or weight is BAD else Mixed(source=source, weight=weight)
+
+
+def _judged(typer: RecipeTyper, value: Any, path: Path_) -> Any:
+    name: Any = ""
+    metrics: tuple[Any, ...] | None = None
+    if isinstance(value, dict):
+        if "name" in value:
+            name = typer.value(value["name"], str, (*path, "name"))
+        if value.get("metrics") is not None:
+            metrics = _each(typer, value, "metrics", "metrics", lambda t, v, p: t.part(v, "metric", p), path)
+        value = {k: v for k, v in value.items() if k not in ("name", "metrics")}
+    task = typer.part(value, "task", path)
+    return BAD if BAD in (task, name, *(metrics or ())) else Judged(task=task, name=name, metrics=metrics)
 
 
 def spec(kind: str, name: str, /, **options: Any) -> Spec:
@@ -175,7 +196,7 @@ def spec(kind: str, name: str, /, **options: Any) -> Spec:
     Raises `RecipeError` with every mistake.
     """
     typer = RecipeTyper(Layer(), registries.load())
-    root = {"backbone": ("backbone",), "source": ("data", "0")}.get(kind, (f"{kind}s", name))
+    root = {"backbone": ("backbone",), "source": ("data", "0"), "task": ("evaluate", "0")}.get(kind, (f"{kind}s", name))
     found = typer.part({"type": name, **options}, kind, root)
     if typer.problems:
         raise RecipeError(typer.problems)

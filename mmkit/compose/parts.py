@@ -16,8 +16,10 @@ from mmkit.contracts.options import NonNegative, Spec
 from mmkit.errors import MmkitError, PluginError
 from mmkit.registry import Entry, Registry
 
-PLAIN_KINDS = frozenset(("positions", "router", "source", "modality", "launcher"))
+PLAIN_KINDS = frozenset(("positions", "router", "source", "modality", "task", "metric", "launcher"))
 """Kinds without weights of their own, so without the keys common to parts."""
+BESIDE = {"source": ("weight",), "task": ("name", "metrics")}
+"""Keys that stand beside a part's own and are read by whoever lists it."""
 CONNECTED_KINDS = frozenset(("encoder", "tokenizer"))
 COMMON: dict[str, Any] = {"weights": str | None, "frozen": bool, "lr_scale": NonNegative}
 RESERVED = frozenset(
@@ -186,8 +188,8 @@ class RecipeTyper(Typer):
                 return BAD
             own = {**{k: v for k, v in kept.items() if k in fields}, **own}
         before = len(self.problems)
-        # The mixture has read a source's `weight` already, so only a mistyped one gets here.
-        known = [*fields, *keys, "weight"] if entry.kind == "source" else [*fields, *keys]
+        # What stands beside has been read already, so only a mistyped key gets here.
+        known = [*fields, *keys, *BESIDE.get(entry.kind, ())]
         self.unknown_keys(own, known, path, owner=f" of {entry.kind} {entry.name!r}")
         options = self.dataclass({k: v for k, v in own.items() if k in fields}, cls, path)
         # A connector with a mistake does not hide what else is to say about what it belongs to.

@@ -151,16 +151,32 @@ class Mixed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One task that the trained model is put through, and the metrics of what comes of it.
+
+    Options:
+        name: what its figures are reported under, where two tasks would take the same name.
+        metrics: those the task brings along, where none are listed.
+    """
+
+    task: Spec
+    name: str = ""
+    metrics: tuple[Spec, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One recipe, typed.
 
-    `text` is its resolved rendering, every default written out: what a checkpoint keeps. `places` says where each key path
-    is written, so that what is found out later is still reported at its line.
+    `evaluate` is what ``mmkit eval`` does; empty leaves it to mmkit. Nothing of the training depends on it. `text` is its
+    resolved rendering, every default written out: what a checkpoint keeps. `places` says where each key path is written, so
+    that what is found out later is still reported at its line.
     """
 
     model: Model
     data: tuple[Mixed, ...] = ()
     train: Train = Train()
+    evaluate: tuple[Judged, ...] = ()
     file: str = field(default="", compare=False)
     text: str = ""
     places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mmkit.compose.parts import CONNECTED_KINDS, PLAIN_KINDS
-from mmkit.compose.recipe import Mixed, Recipe
+from mmkit.compose.recipe import Judged, Mixed, Recipe
 from mmkit.contracts.options import Spec
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./@#-]*(:[A-Za-z0-9_./@#-]+)*")
+_EVALUATE = "evaluate:\n"
 _WORDS = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n"))
 
 
@@ -21,9 +22,20 @@ def render(recipe: Recipe) -> str:
     return "".join(f"{line}\n" for line in _block(tree(recipe), 0))
 
 
+def of_training(text: str) -> str:
+    """A resolved recipe's text without `evaluate`, its last section: what a trained run is known by."""
+    return text.partition(f"\n{_EVALUATE}")[0].rstrip("\n") + "\n"
+
+
+def of_evaluation(text: str) -> str:
+    """A resolved recipe's `evaluate`; empty where it has none."""
+    return "".join(text.partition(f"\n{_EVALUATE}")[1:]).strip("\n")
+
+
 def tree(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain mappings, lists and scalars, in the order of the schema."""
-    return {"model": plain(recipe.model), "data": plain(recipe.data), "train": plain(recipe.train)}
+    found = {"model": plain(recipe.model), "data": plain(recipe.data), "train": plain(recipe.train)}
+    return {**found, "evaluate": plain(recipe.evaluate)} if recipe.evaluate else found
 
 
 def plain(value: Any) -> Any:
@@ -32,6 +44,8 @@ def plain(value: Any) -> Any:
         return _part(value)
     if isinstance(value, Mixed):
         return {**_part(value.source), "weight": value.weight}
+    if isinstance(value, Judged):
+        return {**_part(value.task), "name": value.name, "metrics": plain(value.metrics)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.metadata.get("key", f.name): plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init

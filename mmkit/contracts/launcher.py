@@ -15,16 +15,20 @@ STDERR = "stderr.txt"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a resolved recipe, the folder it trains into, and how many held-out samples of each task it is judged on."""
+    """One run: a resolved recipe, the folder it trains into, and how many held-out samples of each task it is judged on.
+
+    What the runs of a grid have in common is made once, in the folder `shared`.
+    """
 
     recipe: str
     run: Path
+    shared: Path
     per_task: int
     title: str
 
     def line(self) -> str:
         """The job as one line of JSON, which ``python -m mmkit.ablate.work`` reads."""
-        return json.dumps(dataclasses.asdict(self) | {"run": str(self.run)})
+        return json.dumps(dataclasses.asdict(self) | {"run": str(self.run), "shared": str(self.shared)})
 
 
 class Running(ABC):
@@ -70,8 +74,8 @@ class Launcher(ABC):
       its runs again: `start` of a job whose run still waits or runs gives that one, and starts no other. The lock of a run's
       folder keeps a second process out in any case.
 
-    The folder `Job.run` lies on a disk that the process shares with this one. What a launcher keeps there for itself has a
-    name that begins with a dot. On Ctrl-C the grid calls `stop` on all that run, then `wait`; on another one, `kill`.
+    The folders of a job lie on a disk that the process shares with this one. What a launcher keeps in a run's for
+    itself has a name that begins with a dot. On Ctrl-C the grid calls `stop` on all that run, then `wait`; on another one, `kill`.
     """
 
     Config: ClassVar[Any]

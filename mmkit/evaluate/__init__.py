@@ -1,1 +1,18 @@
-"""Judging a trained model: held-out samples, their verdicts, and how sure a share is."""
+"""Judging a trained model: tasks it is put through, metrics of what came of it, and how sure each figure is."""
+
+from mmkit.hooks import Register, hookimpl
+
+TASKS = {
+    "held_out": "mmkit.evaluate.tasks.held_out:HeldOut",
+}
+METRICS = {
+    "verdicts": "mmkit.evaluate.metrics.verdicts:Verdicts",
+}
+
+
+@hookimpl
+def mmkit_components(register: Register) -> None:
+    """Registers this folder's tasks and metrics."""
+    for kind, catalogue in (("task", TASKS), ("metric", METRICS)):
+        for name, target in catalogue.items():
+            register(kind, name, target)

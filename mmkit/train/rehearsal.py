@@ -5,19 +5,19 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from mmkit.compose import check
+from mmkit.compose import check, render
 from mmkit.compose.recipe import Recipe
 from mmkit.data.mixture import Mixture
 from mmkit.model import UnifiedModel, load_weights
 from mmkit.objectives import Objective
 from mmkit.train.loop import Loop
-from mmkit.train.start import alone, device_of, joint, mixture_of, untrained
-from mmkit.train.tokenizers import fit_tokenizers, reconstruction
+from mmkit.train.start import device_of, joint, mixture_of, untrained
+from mmkit.train.tokenizers import alone_of, fit_tokenizers, reconstruction
 
 WARMUP, TIMED = 2, 3
 """Steps that are not timed (the first ones allocate), and steps whose median is taken."""
@@ -27,11 +27,15 @@ FEW = 16
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the trainings that a run consists of: of what, its steps, and the seconds of one."""
+    """One of the trainings that a run consists of: of what, its steps, the seconds of one, and its recipe.
+
+    Runs of one grid whose tokenizers have the same recipe train it once.
+    """
 
     what: str
     steps: int
     step_seconds: float
+    recipe: str = field(default="", repr=False)
 
     @property
     def seconds(self) -> float:
@@ -57,7 +61,7 @@ def rehearse(recipe: Recipe, device: str = "auto") -> list[Stage]:
 
 def _tokenizers(model: UnifiedModel, mixture: Mixture, device: torch.device) -> Iterator[Stage]:
     for name in untrained(model):
-        recipe = alone(model.recipe, name)
+        recipe = alone_of(model.recipe, name)
         yield _timed(recipe, f"tokenizers.{name}", reconstruction(recipe, device), None, mixture, device)
 
 
@@ -72,9 +76,9 @@ def _timed(
     recipe: Recipe, what: str, objective: Objective, model: UnifiedModel | None, mixture: Mixture, device: torch.device
 ) -> Stage:
     count = WARMUP + TIMED
-    steps, long_enough = recipe.train.steps, max(count, recipe.train.steps)
-    recipe = replace(recipe, train=replace(recipe.train, steps=long_enough, trackers=()))
+    asked, steps = recipe, recipe.train.steps
+    recipe = replace(recipe, train=replace(recipe.train, steps=max(count, steps), trackers=()))
     with tempfile.TemporaryDirectory() as folder:  # a loss that is not a number leaves a note where it trains
         loop = Loop(recipe, Path(folder), mixture, objective, model, device, quiet=True)
         seconds = loop.time_steps(count)
-    return Stage(what, steps, statistics.median(seconds[WARMUP:]))
+    return Stage(what, steps, statistics.median(seconds[WARMUP:]), render(asked))

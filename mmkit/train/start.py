@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
-from mmkit.compose.recipe import Recipe, Train
+from mmkit.compose.recipe import Recipe
 from mmkit.data.mixture import Mixture
 from mmkit.model import UnifiedModel
 from mmkit.objectives import Joint
@@ -28,18 +27,6 @@ def untrained(model: UnifiedModel) -> Iterator[str]:
     for name, tokenizer in model.tokenizers.items():
         if model.recipe.model.tokenizers[name].weights is None and tokenizer.port.trained_by_reconstruction:
             yield name
-
-
-def alone(recipe: Recipe, name: str) -> Recipe:
-    """The recipe of that training: one tokenizer and nothing else."""
-    options = recipe.train
-    return replace(
-        recipe,
-        model=replace(recipe.model, tokenizers={name: recipe.model.tokenizers[name]}, encoders={}, backbone=None, heads={},
-                      streams={}, reads={}),
-        train=replace(Train(), steps=options.reconstruction.steps, batch_samples=options.batch_samples, seed=options.seed,
-                      lr=options.reconstruction.lr, reconstruction=options.reconstruction),
-    )  # fmt: skip
 
 
 def joint(model: UnifiedModel, mixture: Mixture, device: torch.device) -> Joint:

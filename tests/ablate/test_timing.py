@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from grids import BASE
 
 from mmkit.ablate import timing
-from mmkit.ablate.timing import Estimate, estimate, together
+from mmkit.ablate.timing import Estimate, estimate, own_seconds, together
 from mmkit.compose import loads
 from mmkit.train.memory import free_memory
 from mmkit.train.rehearsal import Stage
@@ -19,6 +21,12 @@ from mmkit.train.rehearsal import Stage
 )
 def test_runs_start_in_their_order_as_soon_as_there_is_room(seconds, slots, total):
     assert together(seconds, slots) == total
+
+
+def test_a_tokenizer_that_arms_have_in_common_is_trained_once():
+    model, tokenizer, other = Stage("model", 10, 1.0), Stage("t", 5, 4.0, "a tokenizer"), Stage("t", 5, 6.0, "another")
+    arms = [Estimate((each, replace(model, recipe=str(n)))) for n, each in enumerate((tokenizer, tokenizer, other))]
+    assert own_seconds([arms[0], Estimate(why_none="too large"), arms[1], arms[2]]) == [30.0, 10.0, 40.0]
 
 
 def test_an_arm_is_timed_with_the_threads_it_will_have(monkeypatch):

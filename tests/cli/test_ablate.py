@@ -137,7 +137,7 @@ class Here(Broken):
 
     def start(self, job: Job) -> Running:
         job.run.mkdir(parents=True, exist_ok=True)
-        work(job.recipe, job.run, job.per_task, job.title)
+        work(job.recipe, job.run, job.shared, job.per_task, job.title)
         return self
 
     def poll(self) -> int:

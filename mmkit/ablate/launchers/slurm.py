@@ -189,7 +189,9 @@ class Submitted(Running):
         said = self.job.stderr() or ""
         try:
             status = self.job.result()
-        except (FailedJobError, UncompletedJobError):
+        except FailedJobError:
+            status = 1  # a traceback is the end of what it said
+        except UncompletedJobError:
             status, said = 1, f"{said}Slurm job {self.job.job_id} ended as {self.job.state}\n"
         write_text(self.stderr, said)
         return status

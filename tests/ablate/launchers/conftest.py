@@ -15,5 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a made-up cluster whose commands come first on the path."""
     from pretended import install
+    from submitit import SlurmJob
 
+    SlurmJob.watcher.clear()  # it remembers how jobs of these numbers ended in other tests
     return install(tmp_path / "cluster", monkeypatch)

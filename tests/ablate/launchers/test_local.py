@@ -41,7 +41,7 @@ def launcher(jobs, **options):
 
 
 def job(folder, name):
-    return Job("model: {}", folder / name, 3, name)
+    return Job("model: {}", folder / name, folder / "shared", 3, name)
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,6 @@ def test_a_run_is_given_its_job_no_gpu_and_its_threads(tmp_path, machine):
     assert started.wait() == 0
     devices, threads, line = (given.run / STDERR).read_text().split(" ", 2)
     assert (devices, threads) == ("", "2")
-    assert json.loads(line) == {"recipe": "model: {}", "run": str(given.run), "per_task": 3, "title": "deep/in/here"}
+    assert json.loads(line) == {
+        "recipe": "model: {}", "run": str(given.run), "shared": str(tmp_path / "shared"), "per_task": 3, "title": "deep/in/here",
+    }  # fmt: skip

@@ -28,7 +28,8 @@ def launcher(jobs=2, **options):
 
 
 def job(tmp_path, **changes):
-    return dataclasses.replace(Job("model: {}", tmp_path / "runs/dense/seed-0", 3, "grid: dense, seed 0"), **changes)
+    run = tmp_path / "runs/dense/seed-0"
+    return dataclasses.replace(Job("model: {}", run, tmp_path / "shared", 3, "grid: dense, seed 0"), **changes)
 
 
 def directives(number):
@@ -156,14 +157,14 @@ def test_a_grid_runs_on_the_cluster(tmp_path, cluster, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_run_out_of_time_saves_is_queued_again_and_ends(tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (run,) = runs_of(grid(tmp_path, ONE, "train.steps=600", "train.save_every=0"), tmp_path / "runs")
-    started = launcher().start(Job(run.recipe.text, run.folder, 1, str(run)))
+    (run,) = runs_of(grid(tmp_path, ONE, "train.steps=400", "train.save_every=0"), tmp_path / "runs")
+    started = launcher().start(Job(run.recipe.text, run.folder, tmp_path / "shared", 1, str(run)))
     log = run.folder / "log.jsonl"
     wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
     subprocess.run(["scancel", "--signal=USR2", "100"], check=True)
     assert started.wait() == 0, (run.folder / STDERR).read_text()
     assert (folder("100") / "queued").read_text() == "xx" and finished(run, 1)
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 601))
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 401))
     assert "stopped by SIGTERM" in (run.folder / STDERR).read_text()
 
 
@@ -171,7 +172,7 @@ def test_a_run_out_of_time_saves_is_queued_again_and_ends(tmp_path, cluster, mon
 def test_a_cancelled_run_saves(tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (run,) = runs_of(grid(tmp_path, ONE, "train.steps=5000", "train.save_every=0"), tmp_path / "runs")
-    started = launcher().start(Job(run.recipe.text, run.folder, 1, str(run)))
+    started = launcher().start(Job(run.recipe.text, run.folder, tmp_path / "shared", 1, str(run)))
     log = run.folder / "log.jsonl"
     wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
     started.stop()

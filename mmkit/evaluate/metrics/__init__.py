@@ -1,0 +1,1 @@
+"""Figures of what came of it: one file each."""
