@@ -38,7 +38,7 @@ def directives(number):
     return found, [line for line in lines if not line.startswith("#")]
 
 
-def wait_until(condition, seconds=60.0):
+def wait_until(condition, seconds=150.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
