@@ -39,6 +39,7 @@ HOMES = {
     "timm": ("encoders/timm.py",),
     "sentencepiece": ("tokenizers/sentencepiece.py",),
     "omegaconf": ("compose",),
+    "submitit": ("ablate/launchers/slurm.py",),
     "pluggy": ("hooks.py", "registry.py"),
     "torchmetrics": ("evaluate/metrics/ssim.py",),
     "transformers": ("evaluate/metrics/clip_score.py",),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmkit.ablate.folders import Run, claim, finished, runs_of, step_reached
 from mmkit.ablate.grid import Grid
-from mmkit.ablate.launching import STDERR, Job, Launcher, Running
+from mmkit.contracts.launcher import STDERR, Job, Launcher, Running
 from mmkit.errors import TrainError
 
 POLL = 0.5
@@ -91,7 +91,7 @@ def _run(jobs: Mapping[Run, Job], launcher: Launcher, watch: Watch) -> Iterator[
             while waiting and len(active) < launcher.slots:
                 run = waiting.pop(0)
                 active[run], started[run] = launcher.start(jobs[run]), time.monotonic()
-                watch.say(f"{run}: started, into {run.folder}")
+                watch.say(f"{run}: {active[run].said}, into {run.folder}")
             time.sleep(POLL)
             watch.live(list(active), len(waiting))
             for run in [run for run, running in active.items() if running.poll() is not None]:

@@ -10,7 +10,7 @@ import click
 from mmkit.errors import MmkitError
 
 COMMANDS = {
-    "list": "The parts, modalities, sources and recipes that are installed.",
+    "list": "The parts, modalities, sources, launchers and recipes that are installed.",
     "check": "Every mistake in a recipe, each with its line.",
     "explain": "What a recipe builds: ports, parameters, memory, tokens, its mask.",
     "train": "Train a recipe.",

@@ -22,10 +22,11 @@ from mmkit.registry import KINDS, Registry
 @click.argument("kind", required=False, type=click.Choice([*KINDS, "recipe"]), metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(kind: str | None, as_json: bool) -> None:
-    """The parts, modalities, sources, tasks, metrics and recipes that are installed, and plugins that could not be read.
+    """The parts, modalities, sources, tasks, metrics, launchers and recipes that are installed, and plugins that could not
+    be read.
 
     KIND shows one kind only: encoder, connector, tokenizer, backbone, head, modality, positions, router, source,
-    task, metric, recipe.
+    task, metric, launcher, recipe.
     """
     registry = registries.load()
     rows = listing(registry, kind)

@@ -15,9 +15,10 @@ from mmkit.compose.rendering import of_training
 from mmkit.data.mixture import Mixture
 from mmkit.errors import CheckpointError, TrainError
 from mmkit.model import UnifiedModel, load_weights
-from mmkit.objectives import Joint, Objective
+from mmkit.objectives import Objective
 from mmkit.store import Store
 from mmkit.train.loop import Loop
+from mmkit.train.start import device_of, joint, mixture_of, untrained
 from mmkit.train.stopping import Patience
 from mmkit.train.tokenizers import alone_of, fit_tokenizers, home, reconstruction
 
@@ -47,15 +48,10 @@ def train(
     """
     check(recipe)
     run = Path(run)
-    mixture = _mixture(recipe)
+    mixture = mixture_of(recipe)
     with checkpoint.lock(run):
         _claim(run, recipe, overwrite)
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        return _train(recipe, run, mixture, _Manner(place, quiet, None if shared is None else Path(shared)))
-
-
-def _mixture(recipe: Recipe) -> Mixture:
-    return Mixture([(m.source.build(), m.weight) for m in recipe.data], recipe.train.seed)
+        return _train(recipe, run, mixture, _Manner(device_of(device), quiet, None if shared is None else Path(shared)))
 
 
 def _train(recipe: Recipe, run: Path, mixture: Mixture, manner: _Manner) -> Path:
@@ -93,15 +89,13 @@ def _objective(recipe: Recipe, run: Path, mixture: Mixture, manner: _Manner) -> 
     model = UnifiedModel(recipe)
     if fresh:
         load_weights(model)
-        for name, tokenizer in model.tokenizers.items():
-            if recipe.model.tokenizers[name].weights is None and tokenizer.port.trained_by_reconstruction:
-                _train_first(recipe, run, name, manner)
-                checkpoint.load_part(tokenizer, f"{run / 'tokenizers' / name}#tokenizers.{name}", f"tokenizers.{name}")
+        for name in untrained(model):
+            _train_first(recipe, run, name, manner)
+            place = f"tokenizers.{name}"
+            checkpoint.load_part(model.tokenizers[name], f"{run / 'tokenizers' / name}#{place}", place)
         fit_tokenizers(model.tokenizers, mixture)
-    model.sizes = mixture.sizes()
     model.store = Store(manner.shared / "tokens") if manner.shared else None
-    model.backbone.recompute = recipe.train.recompute
-    return Joint(model.to(manner.device)), model
+    return joint(model, mixture, manner.device), model
 
 
 def _train_first(recipe: Recipe, run: Path, name: str, manner: _Manner) -> None:
@@ -119,4 +113,4 @@ def _train_first(recipe: Recipe, run: Path, name: str, manner: _Manner) -> None:
             left = f"it is trained in {folder}" if trained else f"training it first, {steps} steps into {folder}"
             print(f"{place} names no weights: {left}")
         _claim(folder, alone, False)
-        _train(alone, folder, _mixture(alone), replace(manner, shared=None, quiet=manner.quiet or trained))
+        _train(alone, folder, mixture_of(alone), replace(manner, shared=None, quiet=manner.quiet or trained))

@@ -127,6 +127,16 @@ class Loop:
         assert last is not None
         return last
 
+    def time_steps(self, count: int) -> list[float]:
+        """Takes so many steps for the seconds of each, what it trains on included; nothing is logged or kept."""
+        seconds, coming = [], self._coming()
+        for _ in range(count):
+            started = time.perf_counter()
+            self._train_step(*next(coming))
+            self.step += 1
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0 and self.step < self.options.steps
 

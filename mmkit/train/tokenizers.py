@@ -90,14 +90,19 @@ def home(run: Path, shared: Path | None, name: str, alone: Recipe) -> Path:
     return folder
 
 
-def fit_tokenizers(tokenizers: Mapping[str, nn.Module] | nn.ModuleDict, mixture: Mixture) -> None:
-    """Lets every tokenizer that must still see data (an untrained sentencepiece, latent statistics) learn from it."""
+def fit_tokenizers(
+    tokenizers: Mapping[str, nn.Module] | nn.ModuleDict, mixture: Mixture, samples: int | None = None
+) -> None:
+    """Lets every tokenizer that must still see data (an untrained sentencepiece, latent statistics) learn from it.
+
+    `samples` is how many of the mixture's first; `FIT_SAMPLES` in training.
+    """
     for tokenizer in tokenizers.values():
         if not tokenizer.fitted:
-            tokenizer.fit(_contents(mixture, tokenizer.port.modality))
+            tokenizer.fit(_contents(mixture, tokenizer.port.modality, samples or FIT_SAMPLES))
 
 
-def _contents(mixture: Mixture, modality: str) -> Iterator[Any]:
+def _contents(mixture: Mixture, modality: str, samples: int) -> Iterator[Any]:
     """Contents of one modality from the first samples, in training's own order."""
-    for place in mixture.places(0, FIT_SAMPLES):
+    for place in mixture.places(0, samples):
         yield from (s.content for s in mixture.load(place).segments if s.modality == modality)

@@ -14,9 +14,10 @@ from grids import CODES, PAIR, grid, written
 
 from mmkit import checkpoint
 from mmkit.ablate.folders import finished, runs_of, step_reached
-from mmkit.ablate.launching import STDERR, Job, Local
+from mmkit.ablate.launchers.local import Local
 from mmkit.ablate.running import SHARED, Watch, entries, run_grid
 from mmkit.ablate.work import work
+from mmkit.contracts.launcher import STDERR, Job, Launcher, Running
 from mmkit.demo import report_on
 from mmkit.errors import CheckpointError, MmkitError, RecipeError, TrainError
 from mmkit.train import train
@@ -25,7 +26,7 @@ from mmkit.train.loop import Loop
 QUIET = Watch(quiet=True)
 
 
-class Ended:
+class Ended(Running):
     """A run that is over."""
 
     def __init__(self, status: int) -> None:
@@ -34,20 +35,21 @@ class Ended:
     def poll(self) -> int:
         return self.status
 
-    wait = poll
+    def wait(self) -> int:
+        return self.status
 
     def stop(self) -> None:
         raise AssertionError("it is over")
 
-    kill = stop
+    def kill(self) -> None:
+        raise AssertionError("it is over")
 
 
-class Here:
+class Here(Launcher):
     """Runs in this process: importing torch takes longer than all of a small run. `started` notes each run's folder."""
 
-    slots = 1
-
     def __init__(self, fail: str = "", interrupt: str = "") -> None:
+        super().__init__(None, 1)
         self.fail, self.interrupt = fail, interrupt
         self.started: list[str] = []
 
@@ -208,13 +210,7 @@ def test_half_written_runs_are_finished(tmp_path):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(CheckpointError, match="cannot be prepared"):
-        run_grid(grid(tmp_path, PAIR), tmp_path / "runs", Local(1), 1, QUIET)
-
-
-@pytest.mark.parametrize(("jobs", "threads"), [(1, "8"), (3, "2"), (9, "1")])
-def test_jobs_share_the_threads(jobs, threads, monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    assert Local(jobs).environment["OMP_NUM_THREADS"] == threads
+        run_grid(grid(tmp_path, PAIR), tmp_path / "runs", Local(Local.Config(), 1), 1, QUIET)
 
 
 LONG = ("train.steps=200", "train.save_every=0")
