@@ -28,6 +28,8 @@ FLOORS = (
     ("__main__",),
 )
 PARTS = ("encoders", "connectors", "tokenizers", "backbones", "heads")
+# Files of these folders are strangers to each other as well.
+STRANGERS = ("evaluate/tasks", "evaluate/metrics")
 # The root re-exports lazily; recipes are data.
 OUTSIDE = ("__init__", "recipes")
 
@@ -112,6 +114,14 @@ def test_parts_are_strangers() -> None:
             parts = name.split(".")
             sibling = parts[:2] == ["mmkit", folder] and len(parts) > 2 and parts[2] != own
             assert not sibling, f"{path} imports its sibling {name}"
+
+
+@pytest.mark.parametrize("folder", STRANGERS)
+def test_tasks_and_metrics_are_strangers(folder: str) -> None:
+    kin = ".".join(("mmkit", *folder.split("/")))
+    for path in sorted((PACKAGE / folder).glob("*.py")):
+        found = [name for name in imports(path) if name == kin or name.startswith(f"{kin}.")]
+        assert not found, f"{path} imports its sibling {found[0]}"
 
 
 def test_no_cycle_between_modules() -> None:

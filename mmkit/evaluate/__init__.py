@@ -3,7 +3,11 @@
 from mmkit.hooks import Register, hookimpl
 
 TASKS = {
+    "gradients": "mmkit.evaluate.tasks.gradients:Gradients",
+    "guidance": "mmkit.evaluate.tasks.guidance:GuidanceSweep",
     "held_out": "mmkit.evaluate.tasks.held_out:HeldOut",
+    "likelihood": "mmkit.evaluate.tasks.likelihood:Likelihood",
+    "routing": "mmkit.evaluate.tasks.routing:Routing",
 }
 METRICS = {
     "verdicts": "mmkit.evaluate.metrics.verdicts:Verdicts",
