@@ -183,13 +183,16 @@ class Router:
 
     def learned_tokens(self, batch: Batch) -> dict[str, Learned]:
         """Whose target tokens each head learns in a batch, known from its layout alone."""
-        rows: dict[str, list[tuple[int, int, int]]] = {}
-        for name, spans in batch.targets.items():
-            rows[name] = [(s.doc, s.stream, place) for s, _ in spans for place in range(self.learned(s))]
+        whose = {name: [(s.doc, s.stream, self.learned(s)) for s, _ in spans] for name, spans in batch.targets.items()}
         if self.chooser and batch.layout.choices:
-            choices = [(int(batch.layout.doc[choice.place]), -1, 0) for choice in batch.layout.choices]
-            rows[self.chooser] = rows.get(self.chooser, []) + choices
-        return {name: Learned(*np.array(own, np.int64).reshape(-1, 3).T) for name, own in rows.items()}
+            choices = [(int(batch.layout.doc[choice.place]), -1, 1) for choice in batch.layout.choices]
+            whose[self.chooser] = whose.get(self.chooser, []) + choices
+        found = {}
+        for name, spans in whose.items():
+            doc, stream, lengths = np.array(spans, np.int64).reshape(-1, 3).T
+            place = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+            found[name] = Learned(np.repeat(doc, lengths), np.repeat(stream, lengths), place)
+        return found
 
     def _filled(self, stream: str) -> int | None:
         """The length that a stream's open spans are filled up to with end marks, where its head wants that."""
