@@ -89,4 +89,6 @@ def test_why_not(subject_of):
     one = subject_of("transfusion", count=2, tasks="[caption]")
     assert task().why_not(one) == "fewer than two tasks"
     assert _sides(one) == [Side("say", one.samples, "say")]
-    assert task().why_not(subject_of("transfusion", "model.backbone.frozen=true", count=3)) == "the backbone is frozen"
+    frozen = subject_of("transfusion", count=3)
+    frozen.model.backbone.requires_grad_(False)
+    assert task().why_not(frozen) == "the backbone is frozen"
