@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 
-import mmkit
-from mmkit.evaluate.judging import WHOLE, Record, evaluate
+from mmkit.compose import spec
+from mmkit.compose.recipe import Judged
+from mmkit.contracts.evaluation import Record
+from mmkit.evaluate.judging import WHOLE, evaluate, subject_of
 
 COLUMNS, CELL, TEXT = 6, 150, 44
 
@@ -22,7 +25,7 @@ def cell(record: Record) -> Image.Image:
     """One prompt, its drawing and its verdict."""
     (drawing,) = record.contents
     prompt = next(s.content for s in record.sample.segments if s.role == "input")
-    right = record.verdict[WHOLE]
+    right = record.values[WHOLE]
     pixels = (drawing.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.new("RGB", (CELL, CELL + TEXT), "white")
     picture.paste(Image.fromarray(pixels).resize((CELL - 10, CELL - 10), Image.Resampling.NEAREST), (5, 5))
@@ -37,9 +40,9 @@ def main() -> None:
     """Draws the first held-out prompts of a run, right or wrong as they come."""
     run, output = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    model = mmkit.load(run)
-    held_out = model.recipe.data[0].source.build().held_out()
-    records = evaluate(model, held_out, 2 * COLUMNS, tasks=["generate"]).records
+    subject = subject_of(run, 2 * COLUMNS)
+    drawn = replace(subject, samples=tuple(sample for sample in subject.samples if sample.task == "generate"))
+    records = evaluate(drawn, [Judged(task=spec("task", "held_out"))]).records
     rows = len(records) // COLUMNS
     sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + TEXT)), "white")
     for number, record in enumerate(records):

@@ -64,6 +64,40 @@ class Progress:
         return f"{losses}  {self.tokens / max(1e-9, time.monotonic() - self.started):,.0f} tokens/s"
 
 
+class Ticker:
+    """A bar for each of several jobs, by name, as they come; a line every few seconds where nobody watches."""
+
+    def __init__(self, *, quiet: bool = False, every: float = 15.0) -> None:
+        self.quiet, self.every = quiet, every
+        self.live: Any = None
+        self.bars: dict[str, Any] = {}
+        self.said = time.monotonic()
+
+    def __enter__(self) -> Ticker:
+        if not self.quiet and sys.stdout.isatty():
+            from rich.progress import Progress as Bar
+
+            self.live = Bar()
+            self.live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.__exit__(kind, error, trace)
+
+    def update(self, name: str, done: int, total: int) -> None:
+        """So much of a job is done."""
+        if self.live is not None:
+            if name not in self.bars:
+                self.bars[name] = self.live.add_task(name, total=total)
+            self.live.update(self.bars[name], completed=done, total=total)
+        elif not self.quiet and (time.monotonic() - self.said > self.every or done == total):
+            self.said = time.monotonic()
+            print(f"{name}: {done} of {total}", flush=True)
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 

@@ -10,6 +10,7 @@ from mmkit.ablate.diff import Change, difference, short
 from mmkit.ablate.runs import Run, read_run
 from mmkit.compose import render
 from mmkit.compose.recipe import Recipe
+from mmkit.compose.rendering import of_training
 from mmkit.errors import CheckpointError
 
 
@@ -68,7 +69,7 @@ def grouped(folders: Sequence[Path], base: Path) -> tuple[list[Entry], str]:
     groups: dict[str, dict[int, Run]] = {}
     for folder in dict.fromkeys(folders):
         run = read_run(folder)
-        mine = groups.setdefault(render(_unseeded({run.seed: run})), {})
+        mine = groups.setdefault(of_training(render(_unseeded({run.seed: run}))), {})
         if run.seed in mine:
             raise CheckpointError(
                 str(folder), f"is of the same recipe and seed as {mine[run.seed].folder}", "leave one of them out"

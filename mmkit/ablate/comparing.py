@@ -10,8 +10,9 @@ import numpy as np
 
 from mmkit.ablate.arms import Arm
 from mmkit.ablate.statistics import Difference, difference_by_sample, difference_by_seed, mean_over_seeds
+from mmkit.contracts.evaluation import Figure
 
-FORMAT = 1
+FORMAT = 2
 COSTS = ("parameters", "trained", "flops", "tokens_per_second", "seconds", "peak_memory")
 """What is told of an arm's cost, as `figures` of a run's `report.json` names it; the mean over its runs."""
 DOES_NOT_APPLY = "does not apply"
@@ -52,7 +53,9 @@ def _metric(arms: Sequence[Arm], task: str, name: str) -> dict[str, Any]:
     return {
         "task": task,
         "figure": name,
-        "arms": {arm.name: _share(arm, task, name) for arm in arms},
+        "unit": _told(arms, task, name).unit,
+        "better": _told(arms, task, name).better,
+        "arms": {arm.name: _mean(arm, task, name) for arm in arms},
         "differences": {
             arm: {"why_none": found} if isinstance(found, str) else {**asdict(found), "verdict": found.verdict}
             for arm, found in differences.items()
@@ -60,37 +63,47 @@ def _metric(arms: Sequence[Arm], task: str, name: str) -> dict[str, Any]:
     }
 
 
-def _share(arm: Arm, task: str, name: str) -> dict[str, Any] | None:
-    """The mean share and its interval, and each seed's own; None where the figure does not apply to the arm."""
-    rates = {seed: rate for seed, run in arm.runs.items() if (rate := run.rate(task, name)) is not None}
-    if not rates:
+def _figures(arm: Arm, task: str, name: str) -> dict[int, Figure]:
+    return {seed: found for seed, run in arm.runs.items() if (found := run.figure(task, name)) is not None}
+
+
+def _told(arms: Sequence[Arm], task: str, name: str) -> Figure:
+    """The figure of any run: they all are of one unit."""
+    return next((found for arm in arms for found in _figures(arm, task, name).values()), Figure(0.0, 0))
+
+
+def _mean(arm: Arm, task: str, name: str) -> dict[str, Any] | None:
+    """The mean and its interval, and each seed's own; None where the figure does not apply to the arm."""
+    figures = _figures(arm, task, name)
+    if not figures:
         return None
-    interval = mean_over_seeds(list(rates.values()))
+    interval = mean_over_seeds(list(figures.values()))
     return {
         "mean": interval.value, "low": interval.low, "high": interval.high,
-        "seeds": {str(seed): rate.as_json() for seed, rate in rates.items()},
+        "seeds": {str(seed): asdict(found) for seed, found in figures.items()},
     }  # fmt: skip
 
 
 def difference(base: Arm, arm: Arm, task: str, name: str) -> Difference | str:
-    """An arm's share minus the base's, run beside run of the same seed; or why there is none.
+    """An arm's figure minus the base's, run beside run of the same seed; or why there is none.
 
     Paired by sample too where all those runs judged some samples in common.
     """
     both = [(base.runs[seed], run) for seed, run in arm.runs.items() if seed in base.runs]
     if not both:
         return "no seed in common"
-    rates = [(b.rate(task, name), a.rate(task, name)) for b, a in both]
-    if any(rate is None for pair in rates for rate in pair):
+    figures = [(b.figure(task, name), a.figure(task, name)) for b, a in both]
+    before, after = ([found for pair in figures if (found := pair[side]) is not None] for side in (0, 1))
+    if len(before) < len(both) or len(after) < len(both):
         return DOES_NOT_APPLY
-    verdicts = [(b.verdicts(task, name), a.verdicts(task, name)) for b, a in both]
-    common = [key for key in verdicts[0][0] if all(key in judged for pair in verdicts for judged in pair)]
-    if common:
-        before, after = (np.array([[pair[side][key] for key in common] for pair in verdicts]) for side in (0, 1))
-        return difference_by_sample(before, after)
+    values = [(b.values(task, name), a.values(task, name)) for b, a in both]
+    common = [key for key in values[0][0] if all(key in own for pair in values for own in pair)]
+    if len(common) > 1 or (common and before[0].unit == "share"):
+        tables = (np.array([[pair[side][key] for key in common] for pair in values]) for side in (0, 1))
+        return difference_by_sample(*tables, before[0])
     if len(both) == 1:
-        return "no sample in common"
-    return difference_by_seed([b.share for b, _ in rates], [a.share for _, a in rates])
+        return "no sample in common" if values[0][0] else "one seed, and it is no mean of samples"
+    return difference_by_seed(before, after)
 
 
 def _notes(arms: Sequence[Arm], metrics: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from mmkit.ablate.work import JUDGED
 from mmkit.checkpoint.manifest import step_of
 from mmkit.compose import loads
 from mmkit.compose.recipe import Recipe
+from mmkit.compose.rendering import of_evaluation, of_training
 from mmkit.compose.weights import RECIPE
 from mmkit.errors import CheckpointError, RecipeError
 
@@ -65,7 +66,7 @@ def _other(run: Run) -> str:
         names = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} - set(_BEFORE_RECIPE)
         return f"holds {min(names)!r} and no {RECIPE}: it is no run" if names else ""
     text = kept.read_text(encoding="utf-8", errors="replace")
-    if text == run.recipe.text:
+    if of_training(text) == of_training(run.recipe.text):
         return ""
     try:
         changes = difference(loads(text, file=str(kept)), run.recipe)
@@ -84,7 +85,8 @@ def finished(run: Run, per_task: int) -> bool:
         return False
     last = checkpoint.latest(run.folder) if (run.folder / "report.json").is_file() else None
     steps = run.recipe.train.steps
-    return judged == {"per_task": per_task, "step": steps} and last is not None and step_of(last) == steps
+    wanted = {"per_task": per_task, "step": steps, "evaluate": of_evaluation(run.recipe.text)}
+    return judged == wanted and last is not None and step_of(last) == steps
 
 
 def step_reached(run: Run) -> str:

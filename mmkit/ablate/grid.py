@@ -16,6 +16,7 @@ from mmkit.compose import load
 from mmkit.compose.checking import examine
 from mmkit.compose.document import Place, short
 from mmkit.compose.recipe import Recipe
+from mmkit.compose.rendering import of_training
 from mmkit.errors import Problem, RecipeError
 
 MAX_ARMS = 256
@@ -162,7 +163,7 @@ def _same(ablation: Ablation, candidates: Sequence[_Candidate]) -> Iterator[Prob
     for candidate in candidates:
         if candidate.recipe is None or candidate.problems:
             continue
-        first = seen.setdefault(candidate.recipe.text, candidate.name)
+        first = seen.setdefault(of_training(candidate.recipe.text), candidate.name)
         if first != candidate.name:
             fact = f"the arms {first!r} and {candidate.name!r} resolve to the same recipe"
             own = [o.place for o in candidate.overrides if o not in ablation.shared and o.place.line]

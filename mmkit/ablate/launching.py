@@ -21,10 +21,14 @@ STDERR = "stderr.txt"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a resolved recipe, the folder it trains into, and how many held-out samples of each task it is judged on."""
+    """One run: a resolved recipe, the folder it trains into, and how many held-out samples of each task it is judged on.
+
+    What the runs of a grid have in common is made once, in the folder `shared`.
+    """
 
     recipe: str
     run: Path
+    shared: Path
     per_task: int
     title: str
 
@@ -89,7 +93,10 @@ class Local:
                 [sys.executable, "-m", "mmkit.ablate.work"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                 stderr=stderr, env=self.environment, start_new_session=True,
             )  # fmt: skip
-        line = {"recipe": job.recipe, "run": str(job.run), "per_task": job.per_task, "title": job.title}
+        line = {
+            "recipe": job.recipe, "run": str(job.run), "shared": str(job.shared), "per_task": job.per_task,
+            "title": job.title,
+        }  # fmt: skip
         assert process.stdin is not None
         # One that is dead already says so by its status; the pipe stays open until this process ends.
         with contextlib.suppress(BrokenPipeError):

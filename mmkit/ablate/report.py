@@ -52,7 +52,7 @@ def _curves(arms: Sequence[Arm], name: str) -> dict[str, list[list[float]]]:
 def _page(arms: Sequence[Arm], said: Mapping[str, Any]) -> str:
     """The page; everything people or models wrote is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "points": _points, "cost": _cost, "breakable": _breakable}
+    environment.filters |= {"plain": _plain, "signed": signed, "cost": _cost, "breakable": _breakable}
     return environment.from_string(TEMPLATE.read_text()).render(
         said=said, whole=WHOLE, costs=COSTS, does_not_apply=DOES_NOT_APPLY, colors=COLORS, whiskers=_whiskers(said),
         charts=[_chart(arms, name) for name in said["curves"]], samples=_samples(arms),
@@ -60,18 +60,24 @@ def _page(arms: Sequence[Arm], said: Mapping[str, Any]) -> str:
 
 
 def _whiskers(said: Mapping[str, Any]) -> dict[tuple[str, str, str], str]:
-    """(task, figure, arm) -> its mark. All marks of a page have the scale that the whole of each task needs.
+    """(task, figure, arm) -> its mark. All shares of a page have the scale that the whole of each task needs, any other figure
+    one of its own.
 
     Sub-skills of few samples are far less sure; what lies beyond the scale is drawn at its end.
     """
-    found = {
-        (metric["task"], metric["figure"], arm): each
-        for metric in said["metrics"]
-        for arm, each in metric["differences"].items()
-        if "verdict" in each
+    metrics = {(metric["task"], metric["figure"]): metric for metric in said["metrics"]}
+    found = {key: [d for d in m["differences"].values() if "verdict" in d] for key, m in metrics.items()}
+    reaches = {key: max((max(-d["low"], d["high"]) for d in each), default=0.0) for key, each in found.items()}
+    shares = {key: reach for key, reach in reaches.items() if metrics[key]["unit"] == "share"}
+    common = max(
+        (reach for (_, name), reach in shares.items() if name == WHOLE), default=max(shares.values(), default=0.0)
+    )
+    return {
+        (*key, arm): whisker(d["value"], d["low"], d["high"], (common if key in shares else reaches[key]) or 1.0)
+        for key, metric in metrics.items()
+        for arm, d in metric["differences"].items()
+        if "verdict" in d
     }
-    reach = max((max(-d["low"], d["high"]) for (_, figure, _), d in found.items() if figure == WHOLE), default=0.0)
-    return {key: whisker(d["value"], d["low"], d["high"], reach or 1.0) for key, d in found.items()}
 
 
 def _chart(arms: Sequence[Arm], name: str) -> dict[str, str]:
@@ -110,13 +116,14 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([.=/])(?=[A-Za-z])", r"\1<wbr>", str(Markup.escape(name))))
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _plain(value: float, unit: str) -> str:
+    """A figure without its unit, which the table names; shares in percent."""
+    return f"{100 * value:.1f}" if unit == "share" else f"{value:.4g}"
 
 
-def _points(difference: float) -> str:
-    """A signed difference of shares in percentage points."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
+def signed(difference: float, unit: str) -> str:
+    """A signed difference without its unit; of shares in percentage points."""
+    return (f"{100 * difference:+.1f}" if unit == "share" else f"{difference:+.3g}").replace("-", "−")
 
 
 def _cost(value: float | None, name: str) -> str:

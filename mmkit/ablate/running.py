@@ -16,6 +16,8 @@ from mmkit.errors import TrainError
 
 POLL = 0.5
 """Seconds between looks at what runs."""
+SHARED = ".shared"
+"""What runs have in common, in the folder of the grid; no level of an axis begins with a dot."""
 SHOWN = 5
 """Last lines of a failed run that are shown."""
 
@@ -61,7 +63,7 @@ def run_grid(grid: Grid, out: Path, launcher: Launcher, per_task: int, watch: Wa
     waiting = [run for run in runs if not finished(run, per_task)]
     if len(waiting) < len(runs):
         watch.say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-    jobs = {run: Job(run.recipe.text, run.folder, per_task, f"{grid.name}: {run}") for run in waiting}
+    jobs = {run: Job(run.recipe.text, run.folder, out / SHARED, per_task, f"{grid.name}: {run}") for run in waiting}
     try:
         return tuple(_run(jobs, launcher, watch))
     except KeyboardInterrupt:

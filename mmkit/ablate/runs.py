@@ -11,8 +11,8 @@ from typing import Any
 from mmkit import compose
 from mmkit.checkpoint.directory import checkpoints
 from mmkit.compose.recipe import Recipe
+from mmkit.contracts.evaluation import Figure
 from mmkit.errors import CheckpointError, RecipeError
-from mmkit.evaluate.rate import Rate
 from mmkit.evaluate.report import FORMAT
 
 Key = tuple[str, ...]
@@ -38,14 +38,14 @@ class Run:
         """What was judged: (task, figure)."""
         return [(task, name) for task, figures in self.report["tasks"].items() for name in figures]
 
-    def rate(self, task: str, figure: str) -> Rate | None:
-        """One figure's rate; None where it was not judged."""
-        found = self.report["tasks"].get(task, {}).get(figure)
-        return Rate(found["right"], found["n"]) if found and found["n"] else None
+    def figure(self, task: str, name: str) -> Figure | None:
+        """One figure; None where it was not judged."""
+        found = self.report["tasks"].get(task, {}).get(name)
+        return Figure(**found) if found and found["n"] else None
 
-    def verdicts(self, task: str, figure: str) -> dict[Key, bool]:
-        """Sample -> whether the figure is right in it."""
-        return {_key(r): r["verdict"][figure] for r in self._of(task) if figure in r["verdict"]}
+    def values(self, task: str, name: str) -> dict[Key, float]:
+        """Sample -> its own value of a figure; none where the figure is of all samples together."""
+        return {_key(r): float(r["values"][name]) for r in self._of(task) if name in r["values"]}
 
     def views(self, task: str) -> dict[Key, Mapping[str, Any]]:
         """Sample -> what a page shows of it, for the first samples of a task."""
@@ -80,12 +80,7 @@ def read_run(folder: Path) -> Run:
         )
     if not checkpoints(folder):
         raise CheckpointError(str(folder), "holds no checkpoint yet", "train it to its end, then judge it")
-    recipe = _recipe(folder)
-    if recipe.model.backbone is None:
-        raise CheckpointError(
-            str(folder), "is a run of tokenizers alone, which nothing judges yet", "name runs of whole models"
-        )
-    return Run(folder, recipe, _report(folder), _log(folder))
+    return Run(folder, _recipe(folder), _report(folder), _log(folder))
 
 
 def _recipe(folder: Path) -> Recipe:

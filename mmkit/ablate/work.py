@@ -25,18 +25,24 @@ def _stop_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def work(recipe: str, run: Path, per_task: int, title: str) -> None:
-    """Trains a resolved recipe into a folder, from wherever that stands, and writes its report. Raises `MmkitError`."""
+def work(recipe: str, run: Path, shared: Path, per_task: int, title: str) -> None:
+    """Trains a resolved recipe into a folder, from wherever that stands, and writes its report. Raises `MmkitError`.
+
+    What runs have in common is in `shared`.
+    """
     # Torch comes after the watch over the parent has begun: importing it takes seconds.
     from mmkit import checkpoint
     from mmkit.compose import loads
+    from mmkit.compose.rendering import of_evaluation
     from mmkit.demo import report_on
+    from mmkit.evaluate.judging import tasks_of
     from mmkit.train import train
 
     loaded = loads(recipe, file=str(run / "recipe.yaml"))
-    train(loaded, run, quiet=True)
-    report_on(run, per_task, title=title, quiet=True)
-    checkpoint.write_text(run / JUDGED, json.dumps({"per_task": per_task, "step": loaded.train.steps}))
+    train(loaded, run, shared=shared, quiet=True)
+    report_on(run, per_task, title=title, quiet=True, tasks=tasks_of(loaded))
+    how = {"per_task": per_task, "step": loaded.train.steps, "evaluate": of_evaluation(recipe)}
+    checkpoint.write_text(run / JUDGED, json.dumps(how))
 
 
 def main() -> None:
@@ -44,7 +50,7 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
-        work(job["recipe"], Path(job["run"]), job["per_task"], job["title"])
+        work(job["recipe"], Path(job["run"]), Path(job["shared"]), job["per_task"], job["title"])
     except MmkitError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,22 +39,31 @@ def command(runs: tuple[Path, ...], base: Path | None, out: Path) -> None:
 
 
 def _verdicts(report: Path) -> list[str]:
-    """The whole of each task, arm by arm, in a line each."""
+    """The whole of each task, and what has none whole, arm by arm, in a line each."""
     import json
 
     from mmkit.evaluate.judging import WHOLE
 
     said = json.loads(report.read_text())
+    wholes = {metric["task"] for metric in said["metrics"] if metric["figure"] == WHOLE}
+    shown = [m for m in said["metrics"] if m["figure"] == WHOLE or m["task"] not in wholes]
     rows = [
-        (metric["task"], arm, found)
-        for metric in said["metrics"] if metric["figure"] == WHOLE
+        (
+            metric["task"] if metric["figure"] == WHOLE else f"{metric['task']} {metric['figure']}",
+            arm,
+            found,
+            metric["unit"],
+        )
+        for metric in shown
         for arm, found in metric["differences"].items()
-    ]  # fmt: skip
-    return [f"{task:9} {arm}: {_said(found)}" for task, arm, found in rows]
+    ]
+    return [f"{title:9} {arm}: {_said(found, unit)}" for title, arm, found, unit in rows]
 
 
-def _said(found: dict[str, float | str]) -> str:
+def _said(found: dict[str, Any], unit: str) -> str:
+    from mmkit.ablate.report import signed
+
     if "verdict" not in found:
         return str(found["why_none"])
-    value, low, high = (f"{100 * found[key]:+.1f}" for key in ("value", "low", "high"))
-    return f"{value} points ({low} to {high}), {found['verdict']}"
+    value, low, high = (signed(found[key], unit) for key in ("value", "low", "high"))
+    return f"{value} {'points' if unit == 'share' else unit}".rstrip() + f" ({low} to {high}), {found['verdict']}"

@@ -13,12 +13,23 @@ from mmkit.compose.recipe import Judged, Mixed, Recipe
 from mmkit.contracts.options import Spec
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./@#-]*(:[A-Za-z0-9_./@#-]+)*")
+_EVALUATE = "evaluate:\n"
 _WORDS = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n"))
 
 
 def render(recipe: Recipe) -> str:
     """The resolved YAML of a recipe. Loading it gives an equal recipe."""
     return "".join(f"{line}\n" for line in _block(tree(recipe), 0))
+
+
+def of_training(text: str) -> str:
+    """A resolved recipe's text without `evaluate`, its last section: what a trained run is known by."""
+    return text.partition(f"\n{_EVALUATE}")[0].rstrip("\n") + "\n"
+
+
+def of_evaluation(text: str) -> str:
+    """A resolved recipe's `evaluate`; empty where it has none."""
+    return "".join(text.partition(f"\n{_EVALUATE}")[1:]).strip("\n")
 
 
 def tree(recipe: Recipe) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mmkit.contracts.evaluation import Figure
+
 Z95 = 1.959963984540054
 
 
@@ -38,9 +40,10 @@ class Rate:
         half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
         return min(1.0, max(0.0, middle + sign * half))
 
-    def as_json(self) -> dict[str, float | int]:
-        """Figures for machines."""
-        return {"right": self.right, "n": self.count, "share": self.share, "low": self.low, "high": self.high}
+    @property
+    def figure(self) -> Figure:
+        """The same as a figure among others."""
+        return Figure(self.share, self.count, self.low, self.high, "share")
 
     def __str__(self) -> str:
         return f"{100 * self.share:.1f} % ({self.right}/{self.count}, 95 % between {100 * self.low:.1f} and {100 * self.high:.1f})"

@@ -5,22 +5,25 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from torch import Tensor
 
-from mmkit.evaluate.judging import WHOLE, Evaluation, Record
+from mmkit.contracts.evaluation import Figure, Record
+from mmkit.evaluate.judging import WHOLE, Evaluation
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-FORMAT = 1
-"""Of `report.json`; what was written before it had one lacks `figures` and `view`."""
+FORMAT = 2
+"""Of `report.json`; what was written before knows shares only."""
 SHOWN = 24
 KEPT = 8
-"""Records of each task whose pictures `report.json` keeps, so that runs can be shown side by side."""
+"""Records of each group whose pictures `report.json` keeps, so that runs can be shown side by side."""
 FIGURES = ("tokens", "seconds", "lr", "step", "grad_norm", "elapsed", "peak_memory")
 """What a log line says besides losses."""
 
@@ -49,9 +52,9 @@ class Report:
         return page
 
     def as_json(self) -> dict[str, Any]:
-        """Everything a machine would ask for; of pictures, those of the first `KEPT` records of each task."""
-        rates = self.evaluation.rates
-        kept = {id(record) for task in rates for record in self.evaluation.of(task)[:KEPT]}
+        """Everything a machine would ask for; of pictures, those of the first `KEPT` records of each group."""
+        groups = self.evaluation.figures
+        kept = {id(record) for group in groups for record in self.evaluation.of(group)[:KEPT]}
         return {
             "format": FORMAT,
             "title": self.title,
@@ -59,8 +62,10 @@ class Report:
             "figures": dict(self.figures),
             "goals": dict(self.goals),
             "tasks": {
-                task: {name: rate.as_json() for name, rate in figures.items()} for task, figures in rates.items()
+                group: {name: asdict(figure) for name, figure in figures.items()} for group, figures in groups.items()
             },
+            "evaluation_curves": [asdict(curve) for curve in self.evaluation.curves],
+            "notes": list(self.evaluation.notes),
             "records": [
                 _words(record) | ({"view": _view(record)} if id(record) in kept else {})
                 for record in self.evaluation.records
@@ -71,21 +76,51 @@ class Report:
 
     def as_html(self) -> str:
         """The page; everything people or models wrote is escaped."""
-        page = Environment(autoescape=True).from_string(TEMPLATE.read_text())
-        rates = self.evaluation.rates
-        shown = {task: [_view(r) for r in self.evaluation.of(task)[:SHOWN]] for task in rates}
+        environment = Environment(autoescape=True)
+        environment.filters |= {"figure": shown_figure, "interval": _interval}
+        page = environment.from_string(TEMPLATE.read_text())
+        groups = self.evaluation.figures
+        shown = {
+            group: [_view(r) for r in members[:SHOWN]] for group in groups if (members := _seen(self.evaluation, group))
+        }
         names = [n for n in (self.log[0] if self.log else {}) if n not in FIGURES]
         curves = [(name, curve([(row["step"], row[name]) for row in self.log if name in row])) for name in names]
-        return page.render(report=self, rates=rates, shown=shown, curves=curves, whole=WHOLE)
+        found = [(each, curve(each.points, x=each.x)) for each in self.evaluation.curves]
+        return page.render(
+            report=self,
+            groups=groups,
+            shown=shown,
+            curves=curves,
+            found=found,
+            notes=self.evaluation.notes,
+            whole=WHOLE,
+        )
+
+
+def _seen(evaluation: Evaluation, group: str) -> list[Record]:
+    """The records of a group that a page can show."""
+    return [record for record in evaluation.of(group) if record.contents]
+
+
+def shown_figure(value: float, unit: str) -> str:
+    """A figure's value as people read it: shares in percent."""
+    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.4g} {unit}".rstrip()
+
+
+def _interval(figure: Figure) -> str:
+    if figure.low is None or figure.high is None:
+        return ""
+    low, high = (shown_figure(bound, figure.unit) for bound in (figure.low, figure.high))
+    return f"{low.removesuffix(' %')} – {high}"
 
 
 def _words(record: Record) -> dict[str, Any]:
     return {
         "id": record.sample.id,
-        "task": record.sample.task,
+        "task": record.group,
         "segments": [s.content if isinstance(s.content, str) else f"<{s.modality}>" for s in record.sample.segments],
         "generated": [c if isinstance(c, str) else "<content>" for c in record.contents],
-        "verdict": record.verdict,
+        "values": dict(record.values),
     }
 
 
@@ -98,8 +133,8 @@ def _view(record: Record) -> dict[str, Any]:
         "inputs": inputs,
         "generated": [_shown(c) for c in record.contents],
         "wanted": [w for w in wanted if w["text"]],
-        "right": record.verdict.get(WHOLE),
-        "wrong": [name for name, right in record.verdict.items() if not right and name != WHOLE],
+        "right": record.values.get(WHOLE),
+        "wrong": [name for name, value in record.values.items() if value is False and name != WHOLE],
     }
 
 
@@ -119,10 +154,8 @@ def picture(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def curve(points: Sequence[tuple[float, float]], width: int = 360, height: int = 140) -> str:
-    """A loss curve as SVG, its vertical axis logarithmic where all values are above 0."""
-    import math
-
+def curve(points: Sequence[tuple[float, float]], width: int = 360, height: int = 140, x: str = "step") -> str:
+    """A curve as SVG, its vertical axis logarithmic where all values are above 0."""
     if len(points) < 2:
         return ""
     positive = all(y > 0 for _, y in points)
@@ -131,14 +164,14 @@ def curve(points: Sequence[tuple[float, float]], width: int = 360, height: int =
     first, last = points[0][0], points[-1][0]
     span, room = max(1e-9, high - low), max(1e-9, last - first)
     path = " ".join(
-        f"{34 + (x - first) / room * (width - 42):.1f},{8 + (high - v) / span * (height - 30):.1f}"
-        for (x, _), v in zip(points, values, strict=True)
+        f"{34 + (at - first) / room * (width - 42):.1f},{8 + (high - v) / span * (height - 30):.1f}"
+        for (at, _), v in zip(points, values, strict=True)
     )
     top, bottom = (math.exp(high), math.exp(low)) if positive else (high, low)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" width="{width}">'
         f'<polyline fill="none" stroke="currentColor" stroke-width="1.4" points="{path}"/>'
         f'<g font-size="9" fill="currentColor"><text x="0" y="14">{top:.3g}</text>'
-        f'<text x="0" y="{height - 22}">{bottom:.3g}</text><text x="34" y="{height - 6}">step {first:g}</text>'
+        f'<text x="0" y="{height - 22}">{bottom:.3g}</text><text x="34" y="{height - 6}">{escape(x)} {first:g}</text>'
         f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{last:g}</text></g></svg>'
     )

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from mmkit.compose import load, render
+from mmkit.contracts.evaluation import Record
 from mmkit.contracts.segment import Sample, Segment
-from mmkit.evaluate.judging import Evaluation, Record
+from mmkit.evaluate.judging import Evaluation, summed
 from mmkit.evaluate.report import Report
 
 STEPS = 200
@@ -34,7 +35,8 @@ def run_folder(
         "parameters": 1_234_567, "trained": 1_200_000, "steps": STEPS, "tokens": 3_000_000, "tokens_per_second": 8123.0,
         "flops": 2.2e13, "seconds": 612.0 + seed, "peak_memory": 1.4e9,
     }  # fmt: skip
-    Report("synthetic", render(recipe), Evaluation(records), log, figures=figures).write(folder)
+    groups = {task: summed([r for r in records if r.group == task], {}, None).figures for task in tasks}
+    Report("synthetic", render(recipe), Evaluation(records, groups), log, figures=figures).write(folder)
     return folder
 
 
@@ -56,7 +58,7 @@ def _record(task: str, number: int, share: float, draw: random.Random) -> Record
     verdict["right"] = all(verdict.values())
     color = COLORS[number % len(COLORS)]
     sample, generated = _asked(task, number, color), _drawn(color, draw) if task == "generate" else "a red circle"
-    return Record(sample, (generated,), verdict)
+    return Record(task, sample, (generated,), verdict)
 
 
 def _asked(task: str, number: int, color: tuple[float, ...]) -> Sample:

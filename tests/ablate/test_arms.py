@@ -96,10 +96,10 @@ def test_a_recipe_of_another_version_is_refused(tmp_path):
     refused(run, "its recipe does not compose with this mmkit", "an_old_option")
 
 
-def test_tokenizers_alone_are_refused(tmp_path):
+def test_tokenizers_alone_are_runs_too(tmp_path):
     run = run_folder(tmp_path / "run")
     (run / "recipe.yaml").write_text(render(load("fsq-tiny")))
-    refused(run, "is a run of tokenizers alone, which nothing judges yet")
+    assert list(read_run(run).recipe.model.tokenizers) == ["pixels"] and read_run(run).figures
 
 
 def test_a_run_says_where_it_stopped_and_when_it_was_judged(tmp_path):

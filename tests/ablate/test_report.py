@@ -56,7 +56,7 @@ def test_means_and_verdicts(page):
     found = metric(said, "answer")
     base = found["arms"]["base"]
     assert base["low"] < base["mean"] < base["high"] and list(base["seeds"]) == ["0", "1", "2"]
-    assert base["mean"] == pytest.approx(sum(r["share"] for r in base["seeds"].values()) / 3)
+    assert base["mean"] == pytest.approx(sum(r["value"] for r in base["seeds"].values()) / 3)
     better, same = found["differences"]["<b>better</b> & 'so'"], found["differences"]["same"]
     assert better["verdict"] == "better" and better["low"] > 0 and (better["seeds"], better["samples"]) == (3, 40)
     assert same["verdict"] == "not distinguishable" and same["low"] < 0 < same["high"]

@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from grids import PAIR, grid, written
+from grids import CODES, PAIR, grid, written
 
 from mmkit import checkpoint
 from mmkit.ablate.folders import finished, runs_of, step_reached
 from mmkit.ablate.launching import STDERR, Job, Local
-from mmkit.ablate.running import Watch, entries, run_grid
+from mmkit.ablate.running import SHARED, Watch, entries, run_grid
 from mmkit.ablate.work import work
-from mmkit.errors import CheckpointError, MmkitError, TrainError
+from mmkit.demo import report_on
+from mmkit.errors import CheckpointError, MmkitError, RecipeError, TrainError
+from mmkit.train import train
 from mmkit.train.loop import Loop
 
 QUIET = Watch(quiet=True)
@@ -58,7 +60,7 @@ class Here:
         if name == self.fail:
             (job.run / STDERR).write_text("Traceback\n" * 20 + "disk: is full. free some\n")
             return Ended(2)
-        work(job.recipe, job.run, job.per_task, job.title)
+        work(job.recipe, job.run, job.shared, job.per_task, job.title)
         return Ended(0)
 
 
@@ -124,6 +126,34 @@ def test_a_run_cut_short_at_a_step_continues_from_it(tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     run_grid(found, whole, Here(), 1, QUIET)
     assert outcome(first.folder) == outcome(whole / "dense/seed-0")
+
+
+def test_arms_train_the_tokenizer_they_share_once_to_the_same_result(tmp_path, monkeypatch):
+    found, out = grid(tmp_path, CODES), tmp_path / "runs"
+    stepped, reached, original = [], [], Loop._train_step
+
+    def watched(loop, *step_of):
+        stepped.append(loop.run.parent.name)
+        reached.append(step_reached(runs_of(found, out)[0]))
+        return original(loop, *step_of)
+
+    monkeypatch.setattr(Loop, "_train_step", watched)
+    assert run_grid(found, out, Here(), 1, QUIET) == ()
+    # One step of the tokenizer, two of each arm.
+    assert stepped == ["tokenizers", "masked", "masked", "ar", "ar"]
+    assert reached[:3] == ["starting", "tokenizer pixels, step 1", "step 1/2"]
+    assert {path.name for path in out.iterdir()} == {"masked", "ar", SHARED}
+    for run in runs_of(found, out):
+        alone = tmp_path / "alone" / run.arm
+        train(run.recipe, alone, quiet=True)
+        report_on(alone, 1, title="alone", quiet=True)
+        assert outcome(alone) == outcome(run.folder)
+
+
+@pytest.mark.parametrize("name", [SHARED, f"{SHARED}.yaml"])
+def test_no_arm_can_be_named_as_what_they_share(name, tmp_path):
+    with pytest.raises(RecipeError, match="cannot name a folder"):
+        grid(tmp_path, PAIR.replace("moe:", f"{name}:"))
 
 
 def test_a_failed_run_stops_no_other_and_is_shown(tmp_path, capsys):

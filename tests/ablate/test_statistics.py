@@ -12,64 +12,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mmkit.ablate.statistics import (
-    Difference,
-    difference_by_sample,
-    difference_by_seed,
-    mean,
-    mean_over_seeds,
-    t_quantile,
-    t_tail,
-)
+from mmkit.ablate.statistics import Difference, difference_by_sample, difference_by_seed, mean_over_seeds
+from mmkit.contracts.evaluation import Figure
 from mmkit.evaluate.rate import Rate
+from mmkit.evaluate.student import t_quantile
 
-# To the nine digits that R's `qt` prints.
-TABLE = [
-    (0.975, 1, 12.706204736), (0.975, 2, 4.302652730), (0.975, 3, 3.182446305), (0.975, 5, 2.570581836),
-    (0.975, 10, 2.228138852), (0.975, 30, 2.042272456), (0.975, 120, 1.979930405), (0.995, 4, 4.604094871),
-    (0.95, 7, 1.894578605), (0.9995, 15, 4.072765196),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("probability", "freedom", "expected"), TABLE)
-def test_quantiles_are_those_of_the_tables(probability, freedom, expected):
-    assert t_quantile(probability, freedom) == pytest.approx(expected, abs=2e-9)
-
-
-@settings(deadline=None)
-@given(st.floats(0.501, 0.9999), st.floats(1, 1e4))
-def test_a_quantile_is_where_the_tail_says(probability, freedom):
-    assert t_tail(t_quantile(probability, freedom), freedom) == pytest.approx(1 - probability, rel=1e-8)
-
-
-@settings(deadline=None)
-@given(st.floats(0.501, 0.9999))
-def test_quantiles_of_one_and_two_degrees_have_closed_forms(p):
-    assert t_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-8)
-    assert t_quantile(p, 2) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)), rel=1e-8)
-
-
-def test_the_mean_of_a_published_example():
-    """Additional hours of sleep of Student's ten patients (1908), drug 2: mean 2.33, 95 % between 0.90 and 3.76."""
-    found = mean([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
-    assert (round(found.value, 2), round(found.low, 2), round(found.high, 2)) == (2.33, 0.90, 3.76)
+SHARE, HOURS = Figure(0.5, 40, unit="share"), Figure(1.0, 10, unit="h")
 
 
 def test_a_paired_difference_of_a_published_example():
     """The same patients, drug 2 against drug 1, paired: 1.58, between 0.70 and 2.46."""
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    # Shares lie within 0 and 1, so the hours are scaled; an interval scales with them.
-    found = difference_by_seed([x / 10 for x in first], [x / 10 for x in second])
-    assert [round(10 * x, 2) for x in (found.value, found.low, found.high)] == [1.58, 0.70, 2.46]
+    found = difference_by_seed(*([Figure(x, 1, unit="h") for x in drug] for drug in (first, second)))
+    assert [round(x, 2) for x in (found.value, found.low, found.high)] == [1.58, 0.70, 2.46]
     assert found.verdict == "better" and (found.seeds, found.samples) == (10, 0)
+    # One seed, ten samples of it: the same question, and so the same answer.
+    found = difference_by_sample(np.array([first]), np.array([second]), HOURS)
+    assert [round(x, 2) for x in (found.value, found.low, found.high)] == [1.58, 0.70, 2.46]
+    assert (found.seeds, found.samples) == (1, 10)
 
 
 def test_one_seed_of_a_published_example():
     """Approval of a prime minister, asked twice of 1600 (Agresti 2002, table 10.1): -0.04, between -0.059 and -0.021."""
     base = np.repeat([1, 1, 0, 0], [794, 150, 86, 570])[None]
     arm = np.repeat([1, 0, 1, 0], [794, 150, 86, 570])[None]
-    found = difference_by_sample(base, arm)
+    found = difference_by_sample(base, arm, SHARE)
     assert found.value == pytest.approx(-0.04)
     assert (found.low, found.high) == (pytest.approx(-0.059, abs=5e-4), pytest.approx(-0.021, abs=5e-4))
     assert found.verdict == "worse" and (found.seeds, found.samples) == (1, 1600)
@@ -80,20 +48,22 @@ def test_one_seed_is_bonett_and_prices_interval_with_t_for_z():
     more, less, n = (3 + 1) / 32, (9 + 1) / 32, 32
     # Their variance divides by n where the estimate from a sample divides by n - 1.
     error = math.sqrt((more + less - (more - less) ** 2) / (n - 1))
-    found = difference_by_sample(base, arm)
+    found = difference_by_sample(base, arm, SHARE)
     assert found.low == pytest.approx(more - less - t_quantile(0.975, n - 1) * error)
     assert found.high == pytest.approx(more - less + t_quantile(0.975, n - 1) * error)
 
 
 def test_one_seed_has_wilsons_interval():
-    found = mean_over_seeds([Rate(90, 100)])
+    found = mean_over_seeds([Rate(90, 100).figure])
     assert (found.value, found.low, found.high) == (0.9, Rate(90, 100).low, Rate(90, 100).high)
 
 
 def test_seeds_have_students_interval_within_what_a_share_can_be():
-    found = mean_over_seeds([Rate(90, 100), Rate(100, 100)])
+    found = mean_over_seeds([Rate(90, 100).figure, Rate(100, 100).figure])
     assert found.value == pytest.approx(0.95) and found.high == 1.0
-    assert found.low == pytest.approx(0.95 - 12.706204736 * 0.05) and mean_over_seeds([Rate(1, 9)] * 3).low == 1 / 9
+    assert (
+        found.low == pytest.approx(0.95 - 12.706204736 * 0.05) and mean_over_seeds([Rate(1, 9).figure] * 3).low == 1 / 9
+    )
 
 
 tables = st.tuples(st.integers(1, 4), st.integers(1, 30)).flatmap(
@@ -105,7 +75,7 @@ tables = st.tuples(st.integers(1, 4), st.integers(1, 30)).flatmap(
 @given(tables)
 def test_a_difference_lies_in_its_interval_and_changes_sign_with_its_arms(pair):
     base, arm = pair
-    found, back = difference_by_sample(base, arm), difference_by_sample(arm, base)
+    found, back = difference_by_sample(base, arm, SHARE), difference_by_sample(arm, base, SHARE)
     assert -1 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
     assert found.value == pytest.approx(arm.mean() - base.mean())
     assert (back.low, back.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
@@ -119,7 +89,7 @@ def test_the_order_of_seeds_and_samples_does_not_matter(pair, random):
     random.shuffle(rows)
     random.shuffle(columns)
     found, mixed = (
-        difference_by_sample(base, arm), difference_by_sample(base[rows][:, columns], arm[rows][:, columns])
+        difference_by_sample(base, arm, SHARE), difference_by_sample(base[rows][:, columns], arm[rows][:, columns], SHARE)
     )  # fmt: skip
     assert (mixed.low, mixed.high) == (pytest.approx(found.low), pytest.approx(found.high))
 
@@ -127,13 +97,36 @@ def test_the_order_of_seeds_and_samples_does_not_matter(pair, random):
 @settings(deadline=None)
 @given(tables)
 def test_an_arm_is_not_distinguishable_from_itself(pair):
-    assert difference_by_sample(pair[0], pair[0]).verdict == "not distinguishable"
+    assert difference_by_sample(pair[0], pair[0], SHARE).verdict == "not distinguishable"
 
 
 def test_verdicts():
     assert Difference(0.1, 0.0, 0.2, 1, 9).verdict == "not distinguishable"
     assert Difference(0.1, 0.01, 0.2, 1, 9).verdict == "better"
     assert Difference(-0.1, -0.2, -0.01, 1, 9).verdict == "worse"
+    assert Difference(-0.1, -0.2, -0.01, 1, 9, "less").verdict == "better"
+    assert Difference(-0.1, -0.2, -0.01, 1, 9, "").verdict == "less"
+
+
+def test_figures_that_are_no_shares_are_not_cut_off():
+    found = mean_over_seeds([Figure(30.0, 9, unit="dB"), Figure(34.0, 9, unit="dB")])
+    assert found.value == 32.0 and found.high == pytest.approx(32 + 12.706204736 * 2)
+    assert mean_over_seeds([Figure(3.0, 9)]).low is None
+
+
+def test_a_difference_of_numbers_over_seeds_and_samples_covers_the_truth():
+    """Each seed and each sample shifts its value, and the arms differ by 2: the interval holds that in 95 of 100 cases."""
+    random = np.random.default_rng(7)
+
+    def once():
+        shape = (3, 40)
+        sample, noise = random.normal(size=(1, 40)), random.normal(size=(2, *shape))
+        seeds = random.normal(size=(2, 3, 1))
+        return difference_by_sample(sample + seeds[0] + noise[0], sample + seeds[1] + noise[1] + 2, Figure(0, 1))
+
+    found = [once() for _ in range(400)]
+    covered = sum(d.low <= 2 <= d.high for d in found) / len(found)
+    assert covered > 0.95 - 3 * math.sqrt(0.05 * 0.95 / len(found))
 
 
 # How often the true difference lies in the interval. Whether a sample is right: a score above 0, made of how hard the
@@ -157,7 +150,7 @@ def test_intervals_cover_what_they_should(count, seeds, samples, gap):
     random = np.random.default_rng([count, int(10 * seeds), int(10 * samples), int(10 * gap)])
     base, arm = verdicts(random, (400, 4000), seeds, samples, gap)
     truth = arm.mean() - base.mean() if gap else 0.0
-    found = [difference_by_sample(*verdicts(random, (count, 60), seeds, samples, gap)) for _ in range(400)]
+    found = [difference_by_sample(*verdicts(random, (count, 60), seeds, samples, gap), SHARE) for _ in range(400)]
     covered = sum(d.low <= truth <= d.high for d in found) / len(found)
     assert covered > 0.95 - 3 * math.sqrt(0.05 * 0.95 / len(found))
 
@@ -166,7 +159,7 @@ def test_more_seeds_and_more_samples_tell_more():
     random = np.random.default_rng(0)
 
     def width(shape):
-        found = [difference_by_sample(*verdicts(random, shape, 0.2, 0.3, 0.3)) for _ in range(50)]
+        found = [difference_by_sample(*verdicts(random, shape, 0.2, 0.3, 0.3), SHARE) for _ in range(50)]
         return sum(d.high - d.low for d in found)
 
     assert width((5, 100)) < width((3, 100)) < width((2, 100)) and width((3, 300)) < width((3, 30))

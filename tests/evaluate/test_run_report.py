@@ -40,7 +40,11 @@ def test_each_record_has_its_verdict_and_the_first_ones_are_shown(said):
     for task in said["tasks"]:
         records = [r for r in said["records"] if r["task"] == task]
         assert [("view" in r) for r in records] == [True, True, False]
-        assert all(r["id"] and "right" in r["verdict"] for r in records)
-        assert sum(r["verdict"]["right"] for r in records) == said["tasks"][task]["right"]["right"]
+        assert all(r["id"] and "right" in r["values"] for r in records)
+        whole = said["tasks"][task]["right"]
+        assert sum(r["values"]["right"] for r in records) / len(records) == whole["value"] and whole["n"] == len(
+            records
+        )
+        assert whole["unit"] == "share" and whole["low"] <= whole["value"] <= whole["high"]
     drawn = next(r["view"] for r in said["records"] if r["task"] == "generate")
     assert drawn["generated"][0]["picture"].startswith("data:image/png;base64,")
