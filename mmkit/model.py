@@ -212,11 +212,16 @@ class UnifiedModel(nn.Module):
 
     # Training
 
-    def batches(self, samples: Sequence[Any], *, step: int, budget: int, seed: int | None = None) -> list[Batch]:
-        """Samples laid out and packed whole, at most `budget` tokens a batch. Raises `DataError` on one that is longer."""
-        return self.router.batches(
-            samples, self.tokenizers, step=step, budget=budget, seed=self.recipe.train.seed if seed is None else seed
-        )
+    def batches(
+        self, samples: Sequence[Any], *, step: int, budget: int, seed: int | None = None, drop: bool = True
+    ) -> list[Batch]:
+        """Samples laid out and packed whole, at most `budget` tokens a batch. Raises `DataError` on one that is longer.
+
+        Noise and masks are keyed by (seed, step, sample). `drop`: where guidance asks for it, a share of the samples loses its
+        context, as training wants; a loss is measured without.
+        """
+        seed = self.recipe.train.seed if seed is None else seed
+        return self.router.batches(samples, self.tokenizers, step=step, budget=budget, seed=seed, drop=drop)
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of one batch, per token."""
@@ -335,16 +340,12 @@ class UnifiedModel(nn.Module):
         )  # fmt: skip
 
     def _losses(self, batch: Batch, hidden_TD: Tensor, works: dict[str, list[_Work]]) -> dict[str, TokenLoss]:
-        losses = {}
-        for name, parts in works.items():
-            each = [self.heads[name].loss(hidden_TD[work.read_places], work.prepared) for work in parts]
-            levels = [e.level_S for e in each]
-            losses[name] = TokenLoss(
-                torch.cat([e.value_S for e in each]),
-                torch.cat([e.weight_S for e in each]),
-                torch.cat(levels) if all(level is not None for level in levels) else None,
+        return {
+            name: TokenLoss.joined(
+                [self.heads[name].loss(hidden_TD[work.read_places], work.prepared) for work in parts]
             )
-        return losses
+            for name, parts in works.items()
+        }
 
     def _index(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self.device)

@@ -3,8 +3,12 @@
 from mmkit.hooks import Register, hookimpl
 
 TASKS = {
+    "gradients": "mmkit.evaluate.tasks.gradients:Gradients",
+    "guidance": "mmkit.evaluate.tasks.guidance:GuidanceSweep",
     "held_out": "mmkit.evaluate.tasks.held_out:HeldOut",
+    "likelihood": "mmkit.evaluate.tasks.likelihood:Likelihood",
     "reconstruction": "mmkit.evaluate.tasks.reconstruction:Reconstruction",
+    "routing": "mmkit.evaluate.tasks.routing:Routing",
 }
 METRICS = {
     "agreement": "mmkit.evaluate.metrics.agreement:Agreement",

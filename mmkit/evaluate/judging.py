@@ -21,11 +21,11 @@ from mmkit.model import load
 
 WHOLE = "right"
 """The figure that says whether all of a sample is right."""
-USUAL = ("held_out",)
+USUAL = ("held_out", "likelihood")
 """The tasks of a whole model where its recipe names none."""
-ALONE = ()
+ALONE = ("reconstruction",)
 """The same where tokenizers were trained alone."""
-DIAGNOSIS = ()
+DIAGNOSIS = ("reconstruction", "guidance", "gradients", "routing")
 """What ``mmkit eval --diagnose`` adds."""
 
 

@@ -81,13 +81,13 @@ def test_its_recipe_holds_what_its_result_depends_on_and_nothing_else():
     same = text("chameleon")
     assert same == text("show-o")
     for irrelevant in (
-        "train.lr=0.5", "train.ema=0.1", "train.steps=7", "train.batch_tokens=99", "train.optimizer=muon",
+        "train.lr=0.5", "train.steps=7", "train.batch_tokens=99", "train.optimizer=muon",
         "train.precision=bf16", "train.save_every=3", "model.backbone.depth=1", "model.heads.say.guidance.scale=1",
         "model.tokenizers.pixels.connector={type: linear}", "model.tokenizers.text={type: sentencepiece, vocab_size: 300}",
     ):  # fmt: skip
         assert text("chameleon", irrelevant) == same, irrelevant
     for relevant in (
-        "train.seed=1", "train.batch_samples=5", "train.reconstruction.steps=5", "train.reconstruction.lr=0.1",
+        "train.seed=1", "train.batch_samples=5", "train.ema=0.1", "train.reconstruction.steps=5", "train.reconstruction.lr=0.1",
         "train.reconstruction.l2=1", "model.tokenizers.pixels.base_dim=16", "model.tokenizers.pixels.lr_scale=0.5",
         "data.0.size=32",
     ):  # fmt: skip
