@@ -77,6 +77,7 @@ class Agreement(Metric):
         with torch.random.fork_rng(devices=[]):
             scorer = load(path)
         _check(scorer, path)
+        _without_extra_terms(_head(scorer))
         return scorer.requires_grad_(False)
 
 
@@ -86,13 +87,15 @@ def _check(scorer: UnifiedModel, path: Path) -> None:
         raise ContractError(PLACE, f"{path} has no stream that reads images", "name the run of a model that captions")
     if scorer.recipe.model.writer("text") is None:
         raise ContractError(PLACE, f"{path} has no head that writes text", "name the run of a model that captions")
-    head = _head(scorer)
-    if head.shift != -1:
+    if _head(scorer).shift != -1:
         raise ContractError(
             PLACE, f"the text head of {path} does not predict one token after the other, and gives no likelihood",
             "name a run whose text head is `ar`",
         )  # fmt: skip
-    # Terms of training that are no likelihood.
+
+
+def _without_extra_terms(head: Head) -> None:
+    """Sets the terms of a head's loss that are no likelihood to nothing."""
     config = getattr(head, "config", None)
     extra = {field.name for field in fields(config)} & {"label_smoothing", "z_loss"} if config is not None else ()
     if extra:
