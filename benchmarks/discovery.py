@@ -2,7 +2,7 @@
 
     python benchmarks/discovery.py --plugins 200
 
-Processor time over a bare interpreter's, the least of ten runs.
+Processor time over a bare interpreter's, the least of three runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write(root: Path, number: int) -> None:
 
 
 def seconds(path: str, *arguments: str) -> float:
-    """Processor seconds of one run, the least of ten."""
+    """Processor seconds of one run, the least of three."""
 
     def once() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -48,7 +48,7 @@ def seconds(path: str, *arguments: str) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    return min(once() for _ in range(10))
+    return min(once() for _ in range(3))
 
 
 def main() -> None:

@@ -47,9 +47,10 @@ def installed() -> list[Distribution]:
 def version(name: str) -> str | None:
     """The version of an installed distribution; None where it is not installed."""
     folder = _folders().get(_normal(name))
-    return _header(folder, "Version") if folder else None
+    return _header(_metadata(folder), "Version") if folder else None
 
 
+@functools.cache
 def fits(needs: str, version: str) -> bool:
     """True where a version is one of those asked for. Raises `ValueError` where what is asked for is no range."""
     from packaging.specifiers import SpecifierSet  # slow to import, and needed where there are plugins only
@@ -114,9 +115,10 @@ def _read(folder: str) -> Distribution | None:
         return None
     listed = tuple((*_split(name), target) for name, target in entries if name != CODE)
     code = next((target for name, target in entries if name == CODE), "")
-    needs = _NEEDS.search(_metadata(folder))
-    name = _header(folder, "Name") or os.path.basename(folder).partition("-")[0]  # noqa: PTH119
-    return Distribution(name, _header(folder, "Version"), file, listed, code, needs[1].strip() if needs else "")
+    about = _metadata(folder)
+    needs = _NEEDS.search(about)
+    name = _header(about, "Name") or os.path.basename(folder).partition("-")[0]  # noqa: PTH119
+    return Distribution(name, _header(about, "Version"), file, listed, code, needs[1].strip() if needs else "")
 
 
 def _entries(text: str) -> Iterator[tuple[str, str]]:
@@ -134,8 +136,8 @@ def _split(name: str) -> tuple[str, str]:
     return kind, name
 
 
-def _header(folder: str, key: str) -> str:
-    found = re.search(rf"^{key}:[ \t]*(\S*)", _metadata(folder), re.M | re.I)
+def _header(about: str, key: str) -> str:
+    found = re.search(rf"^{key}:[ \t]*(\S*)", about, re.M | re.I)
     return found[1] if found else ""
 
 

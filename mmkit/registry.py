@@ -97,7 +97,9 @@ class Registry:
 
     def add(self, plugin: ModuleType | object, owner: str, version: str, origin: str = "") -> None:
         """Read one plugin's hooks. Raises `PluginError` on what it registers wrongly; then nothing of it is entered."""
-        found = told(plugin, owner, version, origin)
+        self._take(told(_manager(plugin, owner), owner, version, origin), owner)
+
+    def _take(self, found: Iterable[Entry], owner: str) -> None:
         names: dict[tuple[str, str], Entry] = {}
         for entry in found:
             key = (entry.kind, entry.name)
@@ -115,7 +117,7 @@ class Registry:
         """Take in an installed distribution by its list, importing nothing. `version` is this mmkit's."""
         try:
             _check_version(plugin, version)
-            self.add(_Listed(plugin), plugin.name, plugin.version, plugin.file)
+            self._take(_listed(plugin), plugin.name)
         except PluginError as error:
             claims = [Entry(*listed, plugin.name, plugin.version, plugin.file) for listed in plugin.listed]
             self._refuse(plugin.name, str(error), claims)
@@ -235,8 +237,8 @@ class Registry:
         if plugin is None:
             return owner not in self.broken
         try:
-            said = told(importlib.import_module(plugin.code), owner, plugin.version, plugin.file)
-            _compare(told(_Listed(plugin), owner, plugin.version, plugin.file), said, plugin.code)
+            manager = _manager(importlib.import_module(plugin.code), owner)
+            _compare(_listed(plugin), told(manager, owner, plugin.version, plugin.file), plugin.code)
         # As in `Entry.load`: one broken plugin must not stop the others, whatever it raises.
         except (Exception, SystemExit) as error:
             self._refuse(owner, f"{plugin.code}: {_reason(error)}", [e for e in self.every() if e.owner == owner])
@@ -268,8 +270,7 @@ class Registry:
 class _Listed:
     """A distribution's list, told through the hooks that everything else is told through."""
 
-    def __init__(self, plugin: Distribution) -> None:
-        self.plugin = plugin
+    plugin: Distribution
 
     @hooks.hookimpl
     def mmkit_components(self, register: hooks.Register) -> None:
@@ -290,12 +291,30 @@ class _Listed:
                 register(name, target)
 
 
-def told(plugin: ModuleType | object, owner: str, version: str, origin: str) -> list[Entry]:
-    """What a plugin's hooks register. Raises `PluginError` on a wrong kind, name or target, and whatever its code raises."""
+def _manager(plugin: ModuleType | object, owner: str) -> pluggy.PluginManager:
+    """The hooks of one plugin. Raises pluggy's `PluginValidationError` on a hook that is not ours, or of another signature."""
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
     manager.register(plugin, owner)
     manager.check_pending()
+    return manager
+
+
+@functools.cache
+def _lists() -> tuple[_Listed, pluggy.PluginManager]:
+    """One reader of lists for all distributions: a manager of its own for each would take most of the time."""
+    reader = _Listed()
+    return reader, _manager(reader, OWN)
+
+
+def _listed(plugin: Distribution) -> list[Entry]:
+    reader, manager = _lists()
+    reader.plugin = plugin
+    return told(manager, plugin.name, plugin.version, plugin.file)
+
+
+def told(manager: pluggy.PluginManager, owner: str, version: str, origin: str) -> list[Entry]:
+    """What hooks register. Raises `PluginError` on a wrong kind, name or target, and whatever the plugin's code raises."""
     found: list[Entry] = []
 
     def take(kind: str, name: str, target: str, about: str = "") -> None:

@@ -12,7 +12,7 @@ from mmkit.errors import MmkitError, PluginError
 from mmkit.hooks import hookimpl
 
 COMMANDS = {
-    "list": "The parts, modalities, sources and recipes that are installed.",
+    "list": "What is installed, and which package it is from.",
     "check": "Every mistake in a recipe, each with its line.",
     "explain": "What a recipe builds: ports, parameters, memory, tokens, its mask.",
     "train": "Train a recipe.",
