@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from distributions import Site
 
-from mmkit import registry
+from mmkit import discovery, registry
+from mmkit.compose import docstrings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -23,4 +25,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("MMKIT_STRICT", "")
     registry.load.cache_clear()
     yield Site(root)
-    registry.load.cache_clear()
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(root)):
+            del sys.modules[name]
+    for cached in (registry.load, discovery.folders_of, discovery.file_of, docstrings.source_of):
+        cached.cache_clear()

@@ -27,7 +27,7 @@ model:
   streams:
     text: {modality: text, from: text, head: say}
     image: {modality: image, from: pixels, head: paint}
-data: [{type: shapes, size: 8, tasks: [caption]}]
+data: [{type: shapes, size: 24, tasks: [caption]}]
 """
 
 # By what their code does when it is imported: the module's text, and what the reason must say.
@@ -138,6 +138,7 @@ def test_a_list_that_names_one_thing_twice(site: Site) -> None:
 
 def test_a_recipe_that_is_not_there(site: Site) -> None:
     site.add("bare-kit", {"recipe.bare-tiny": "bare_kit"}, {"bare_kit/__init__.py": ""})
+    site.read()
     assert mmkit("check", "bare-tiny").exit_code == 1
     assert "there is no file bare_kit:bare-tiny.yaml" in mmkit("list", "--strict").output
     assert "bare-kit 1.0 lists it, and is broken" in mmkit("check", "bare-tiny").output
@@ -154,7 +155,7 @@ def test_a_hook_module_that_agrees_with_its_list(site: Site) -> None:
 def test_check_can_be_strict(site: Site, tmp_path: Path) -> None:
     site.add("late-kit", {"connector.late": "late_kit:Glue"}, needs="mmkit>=99")
     site.read()
-    (tmp_path / "r.yaml").write_text(RECIPE % "{type: patchify, size: 8}")
+    (tmp_path / "r.yaml").write_text(RECIPE % "linear")
     assert mmkit("check", str(tmp_path / "r.yaml")).exit_code == 0
     result = mmkit("check", "--strict", str(tmp_path / "r.yaml"))
     assert result.exit_code == 1 and "broken: late-kit" in result.output and "OK" not in result.output

@@ -25,7 +25,7 @@ model:
   streams:
     text: {modality: text, from: text, head: say}
     image: {modality: image, from: pixels, head: paint}
-data: [{type: shapes, size: 8, tasks: [caption]}]
+data: [{type: shapes, size: 24, tasks: [caption]}]
 train: {steps: 2, batch_samples: 2}
 """
 
