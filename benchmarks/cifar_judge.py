@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 import mmkit
 from mmkit.contracts.options import Sampling
+from mmkit.evaluate.metrics.frechet import frechet_distance
 from mmkit.evaluate.rate import Rate
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -67,13 +68,6 @@ class Judge(nn.Module):
         x = F.relu(self.bn1(self.conv1((images_B3HW - mean) / std)))
         features = self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
         return features, self.linear(features).argmax(1)
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """The Fréchet distance of two sets of features, each taken as a normal distribution."""
-    (m, s), (n, t) = ((x.double().mean(0), torch.cov(x.double().T)) for x in (a, b))
-    root = torch.linalg.eigvals(s @ t).real.clamp_min(0).sqrt().sum()
-    return float((m - n).square().sum() + s.trace() + t.trace() - 2 * root)
 
 
 def photographs(archive: Path, per_class: int) -> tuple[Tensor, list[int]]:
@@ -148,12 +142,14 @@ def main() -> None:
     known, _ = judge(train)
     features, seen = judge(test)
     right = sum(int(a) == b for a, b in zip(seen, labels, strict=True))
-    print(f"real photographs: judged right {Rate(right, len(labels))}, distance {frechet(features, known):.2f}")
+    print(
+        f"real photographs: judged right {Rate(right, len(labels))}, distance {frechet_distance(features, known):.2f}"
+    )
     drawn = drawings(model, args.per_class, args.scale)
     features, seen = judge(drawn)
     asked = [label for label in range(10) for _ in range(args.per_class)]
     right = sum(int(a) == b for a, b in zip(seen, asked, strict=True))
-    print(f"drawings: judged right {Rate(right, len(asked))}, distance {frechet(features, known):.2f}")
+    print(f"drawings: judged right {Rate(right, len(asked))}, distance {frechet_distance(features, known):.2f}")
     for label, name in enumerate(CLASSES):
         print(f"  {name:10} {sum(int(a) == b == label for a, b in zip(seen, asked, strict=True))} of {args.per_class}")
     if args.picture:

@@ -68,5 +68,9 @@ class CheckpointError(MmkitError):
     """A checkpoint is missing, damaged or does not fit."""
 
 
+class LaunchError(MmkitError):
+    """A run cannot be started where it was asked to run."""
+
+
 class TrainError(MmkitError):
     """Training cannot go on; what was reached is kept."""

@@ -5,6 +5,7 @@ Shape suffixes: T packed tokens, S tokens of one head or source, D backbone widt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from mmkit.checkpoint import load_part, open_run
 from mmkit.compose import load as load_recipe
 from mmkit.compose.recipe import Recipe
+from mmkit.compose.rendering import plain
 from mmkit.compose.wiring import seeded, wire
 from mmkit.contracts.head import Head
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.seeds import derive
 from mmkit.contracts.segment import Segment
+from mmkit.contracts.tokenizer import Tokenizer
 from mmkit.contracts.values import Feed, Packed, Targets, TokenLoss
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.errors import ContractError
@@ -30,6 +33,7 @@ from mmkit.routing import Batch, Router
 from mmkit.sequence.layout import Span
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
+from mmkit.store import Store
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class UnifiedModel(nn.Module):
             self.marks = nn.Embedding(len(wired.marks), self.backbone.dim)
             nn.init.normal_(self.marks.weight, std=0.02)
         self.sizes: dict[str, tuple[int, ...]] = {}
+        self.store: Store | None = None
+        self._options = {n: json.dumps([str(s.entry), plain(s.options)]) for n, s in recipe.model.tokenizers.items()}
         self._tie()
         self._freeze()
 
@@ -132,11 +138,21 @@ class UnifiedModel(nn.Module):
         if not contents:
             return []
         if source in self.tokenizers:
-            with torch.no_grad():
-                tokens = self.tokenizers[source].encode([self._to_device(c) for c in contents])
+            tokens = self._tokenize(source, contents)
         else:
             tokens = self.encoders[source]([self._to_device(c) for c in contents])
         return [self.connectors[source].fold(t) for t in tokens]
+
+    @torch.no_grad()
+    def _tokenize(self, source: str, contents: Sequence[Any]) -> list[Tensor]:
+        tokenizer: Tokenizer = self.tokenizers[source]
+
+        def compute() -> list[Tensor]:
+            return tokenizer.encode([self._to_device(c) for c in contents])
+
+        if self.store is None:
+            return compute()
+        return self.store.encode(tokenizer, self._options[source], contents, self.device, compute)
 
     def decode(self, stream: str, tokens: Sequence[Tensor]) -> list[Any]:
         """Contents from folded tokens ``[*grid, C]`` or codes ``[*grid]`` of a stream."""
@@ -196,11 +212,16 @@ class UnifiedModel(nn.Module):
 
     # Training
 
-    def batches(self, samples: Sequence[Any], *, step: int, budget: int, seed: int | None = None) -> list[Batch]:
-        """Samples laid out and packed whole, at most `budget` tokens a batch. Raises `DataError` on one that is longer."""
-        return self.router.batches(
-            samples, self.tokenizers, step=step, budget=budget, seed=self.recipe.train.seed if seed is None else seed
-        )
+    def batches(
+        self, samples: Sequence[Any], *, step: int, budget: int, seed: int | None = None, drop: bool = True
+    ) -> list[Batch]:
+        """Samples laid out and packed whole, at most `budget` tokens a batch. Raises `DataError` on one that is longer.
+
+        Noise and masks are keyed by (seed, step, sample). `drop`: where guidance asks for it, a share of the samples loses its
+        context, as training wants; a loss is measured without.
+        """
+        seed = self.recipe.train.seed if seed is None else seed
+        return self.router.batches(samples, self.tokenizers, step=step, budget=budget, seed=seed, drop=drop)
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of one batch, per token."""
@@ -319,16 +340,12 @@ class UnifiedModel(nn.Module):
         )  # fmt: skip
 
     def _losses(self, batch: Batch, hidden_TD: Tensor, works: dict[str, list[_Work]]) -> dict[str, TokenLoss]:
-        losses = {}
-        for name, parts in works.items():
-            each = [self.heads[name].loss(hidden_TD[work.read_places], work.prepared) for work in parts]
-            levels = [e.level_S for e in each]
-            losses[name] = TokenLoss(
-                torch.cat([e.value_S for e in each]),
-                torch.cat([e.weight_S for e in each]),
-                torch.cat(levels) if all(level is not None for level in levels) else None,
+        return {
+            name: TokenLoss.joined(
+                [self.heads[name].loss(hidden_TD[work.read_places], work.prepared) for work in parts]
             )
-        return losses
+            for name, parts in works.items()
+        }
 
     def _index(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self.device)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from mmkit.compose.recipe import Recipe
 from mmkit.contracts.seeds import derive
 from mmkit.contracts.segment import Sample
+from mmkit.contracts.values import TokenLoss
 from mmkit.errors import DataError
-from mmkit.model import UnifiedModel
+from mmkit.model import Losses, UnifiedModel
 from mmkit.nn.discriminator import PatchDiscriminator, adaptive_weight, hinge_discriminator, hinge_generator
 from mmkit.nn.perceptual import perceptual_distance
 from mmkit.routing import Batch
@@ -64,33 +65,36 @@ class Joint(Objective[Sequence[Batch]]):
 
     def shares(self, work: Sequence[Batch], step: int) -> Iterator[Share]:
         """One share per pack."""
-        count = sum(len(batch.samples) for batch in work)
-        totals: dict[str, int] = {}
-        for batch in work:
-            for name, count in self._targets(batch).items():
-                totals[name] = totals.get(name, 0) + count
+        samples = sum(len(batch.samples) for batch in work)
+        totals = self.totals(work)
         for batch in work:
             losses = self.model(batch)
-            terms, figures = [], {}
+            terms, figures = list(self.terms(losses, totals).values()), {}
             for name, loss in losses.heads.items():
-                weighted = (loss.value_S.float() * loss.weight_S).sum()
-                terms.append(self.train.loss_weights.get(name, 1.0) * weighted / totals[name])
-                figures[name] = (float(weighted.detach()), float(loss.weight_S.sum()))
-            share = len(batch.samples) / count
+                figures[name] = (float(weighted(loss).detach()), float(loss.weight_S.sum()))
+            share = len(batch.samples) / samples
             for name, value in losses.auxiliary.items():
                 terms.append(value * share)
                 figures[name] = (float(value.detach()) * share, share)
             yield Share(torch.stack(terms).sum(), figures, len(batch.layout), batch.samples)
 
-    def _targets(self, batch: Batch) -> dict[str, int]:
-        """Target tokens of each head in a batch, known from its layout alone."""
-        counts = {
-            name: sum(self.model.router.learned(span) for span, _ in spans) for name, spans in batch.targets.items()
-        }
-        chooser = self.model.router.chooser
-        if chooser and batch.layout.choices:
-            counts[chooser] = counts.get(chooser, 0) + len(batch.layout.choices)
-        return counts
+    def totals(self, work: Sequence[Batch]) -> dict[str, int]:
+        """Target tokens of each head in all of a step's packs."""
+        totals: dict[str, int] = {}
+        for batch in work:
+            for name, learned in self.model.router.learned_tokens(batch).items():
+                totals[name] = totals.get(name, 0) + len(learned)
+        return totals
+
+    def terms(self, losses: Losses, totals: Mapping[str, int]) -> dict[str, Tensor]:
+        """What each head's loss in one pack adds to the step's, which has `totals` target tokens."""
+        weights = self.train.loss_weights
+        return {name: weights.get(name, 1.0) * weighted(loss) / totals[name] for name, loss in losses.heads.items()}
+
+
+def weighted(loss: TokenLoss) -> Tensor:
+    """The sum over tokens of a loss times its weights, in float32."""
+    return (loss.value_S.float() * loss.weight_S).sum()
 
 
 class Reconstruct(Objective[Sequence[Sample]]):

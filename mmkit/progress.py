@@ -57,7 +57,7 @@ class Progress:
         elif not self.quiet and (time.monotonic() - self.said > self.every or step == self.total):
             self.said = time.monotonic()
             left = (self.said - self.started) / max(1, step - self.first) * (self.total - step)
-            print(f"step {step}/{self.total}  {self._line()}  {_minutes(left)} left", flush=True)
+            print(f"step {step}/{self.total}  {self._line()}  {duration(left)} left", flush=True)
 
     def _line(self) -> str:
         losses = "  ".join(f"{name} {value:.4g}" for name, value in self.smooth.items())
@@ -98,7 +98,10 @@ class Ticker:
             print(f"{name}: {done} of {total}", flush=True)
 
 
-def _minutes(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people say it: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 

@@ -24,12 +24,12 @@ from mmkit.errors import PluginError
 
 KINDS = (
     "encoder", "connector", "tokenizer", "backbone", "head",
-    "modality", "positions", "router", "source", "task", "metric",
+    "modality", "positions", "router", "source", "task", "metric", "launcher",
 )  # fmt: skip
 
 BUILTIN = (
     "mmkit.encoders", "mmkit.connectors", "mmkit.tokenizers", "mmkit.backbones", "mmkit.heads",
-    "mmkit.nn", "mmkit.sequence", "mmkit.data", "mmkit.evaluate", "mmkit.recipes", "mmkit.cli",
+    "mmkit.nn", "mmkit.sequence", "mmkit.data", "mmkit.evaluate", "mmkit.ablate.launchers", "mmkit.recipes", "mmkit.cli",
 )  # fmt: skip
 
 OWN = "mmkit"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from mmkit.compose.recipe import Model, Stream
@@ -43,6 +44,22 @@ class Batch:
     targets: Mapping[str, list[tuple[Span, int]]]
     samples: tuple[str, ...]
     key: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Whose the target tokens of one head in one batch are, in the order of its losses, each ``[S]``.
+
+    `doc` numbers the batch's samples, `stream` the recipe's streams (-1: a mark that says what comes next), `place` counts
+    from the start of the span.
+    """
+
+    doc: np.ndarray
+    stream: np.ndarray
+    place: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.doc)
 
 
 @dataclass(frozen=True)
@@ -164,6 +181,19 @@ class Router:
             self.rules[self.names[span.stream]].open and self._filled(self.names[span.stream]) is None
         )
 
+    def learned_tokens(self, batch: Batch) -> dict[str, Learned]:
+        """Whose target tokens each head learns in a batch, known from its layout alone."""
+        whose = {name: [(s.doc, s.stream, self.learned(s)) for s, _ in spans] for name, spans in batch.targets.items()}
+        if self.chooser and batch.layout.choices:
+            choices = [(int(batch.layout.doc[choice.place]), -1, 1) for choice in batch.layout.choices]
+            whose[self.chooser] = whose.get(self.chooser, []) + choices
+        found = {}
+        for name, spans in whose.items():
+            doc, stream, lengths = np.array(spans, np.int64).reshape(-1, 3).T
+            place = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+            found[name] = Learned(np.repeat(doc, lengths), np.repeat(stream, lengths), place)
+        return found
+
     def _filled(self, stream: str) -> int | None:
         """The length that a stream's open spans are filled up to with end marks, where its head wants that."""
         of = self.model.streams[stream]
@@ -184,10 +214,11 @@ class Router:
     # What training needs
 
     def batches(
-        self, samples: Sequence[Sample], tokenizers: Mapping[str, Any], *, step: int, budget: int, seed: int
-    ) -> list[Batch]:
-        """Samples laid out and packed whole, at most `budget` tokens a batch."""
-        kept = [self._dropped(s, seed, step) for s in samples]
+        self, samples: Sequence[Sample], tokenizers: Mapping[str, Any], *, step: int, budget: int, seed: int,
+        drop: bool = True,
+    ) -> list[Batch]:  # fmt: skip
+        """Samples laid out and packed whole, at most `budget` tokens a batch; with `drop`, some without their context."""
+        kept = [self._dropped(s, seed, step) for s in samples] if drop else list(samples)
         texts = self._tokenize(kept, tokenizers)
         routed = [self._route(s, texts) for s in kept]
         try:

@@ -17,7 +17,7 @@ FLOORS = (
     ("nn", "sequence"),
     ("encoders", "connectors", "tokenizers", "backbones", "heads"),
     ("data", "checkpoint"),
-    ("routing",),
+    ("routing", "store"),
     ("generate",),
     ("model",),
     ("objectives", "samples", "progress"),
@@ -28,6 +28,8 @@ FLOORS = (
     ("__main__",),
 )
 PARTS = ("encoders", "connectors", "tokenizers", "backbones", "heads")
+# Files of these folders are strangers to each other as well.
+STRANGERS = ("evaluate/tasks", "evaluate/metrics")
 # The root re-exports lazily; recipes are data.
 OUTSIDE = ("__init__", "recipes")
 
@@ -37,7 +39,10 @@ HOMES = {
     "timm": ("encoders/timm.py",),
     "sentencepiece": ("tokenizers/sentencepiece.py",),
     "omegaconf": ("compose",),
+    "submitit": ("ablate/launchers/slurm.py",),
     "pluggy": ("hooks.py", "registry.py"),
+    "torchmetrics": ("evaluate/metrics/ssim.py",),
+    "transformers": ("evaluate/metrics/clip_score.py",),
 }
 BANNED = ("utils", "util", "common", "core", "helpers", "helper", "misc")
 
@@ -114,6 +119,14 @@ def test_parts_are_strangers() -> None:
             assert not sibling, f"{path} imports its sibling {name}"
 
 
+@pytest.mark.parametrize("folder", STRANGERS)
+def test_tasks_and_metrics_are_strangers(folder: str) -> None:
+    kin = ".".join(("mmkit", *folder.split("/")))
+    for path in sorted((PACKAGE / folder).glob("*.py")):
+        found = [name for name in imports(path) if name == kin or name.startswith(f"{kin}.")]
+        assert not found, f"{path} imports its sibling {found[0]}"
+
+
 def test_no_cycle_between_modules() -> None:
     names = {
         ".".join(("mmkit", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p
@@ -140,6 +153,12 @@ def test_a_library_has_one_home(library: str) -> None:
         if any(name.split(".")[0] == library for name in imports(path)):
             assert any(relative == home or relative.startswith(f"{home}/") for home in HOMES[library]), relative
             assert library != "triton" or path.name.startswith("triton"), relative
+
+
+def test_tasks_and_metrics_know_nothing_of_each_other() -> None:
+    for folder, other in (STRANGERS, STRANGERS[::-1]):
+        for path in (PACKAGE / folder).glob("*.py"):
+            assert not [name for name in imports(path) if name.startswith(".".join(("mmkit", *other.split("/"))))], path
 
 
 def test_no_name_that_says_nothing() -> None:

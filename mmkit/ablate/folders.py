@@ -10,13 +10,13 @@ from pathlib import Path
 from mmkit import checkpoint
 from mmkit.ablate.diff import difference
 from mmkit.ablate.grid import Grid
-from mmkit.ablate.launching import STDERR
 from mmkit.ablate.work import JUDGED
 from mmkit.checkpoint.manifest import step_of
 from mmkit.compose import loads
 from mmkit.compose.recipe import Recipe
 from mmkit.compose.rendering import of_evaluation, of_training
 from mmkit.compose.weights import RECIPE
+from mmkit.contracts.launcher import STDERR
 from mmkit.errors import CheckpointError, RecipeError
 
 _BEFORE_RECIPE = ("lock", STDERR)

@@ -13,11 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from mmkit import registry as registries
 from mmkit.compose.document import Layer, Path_, Place, Tree, read, short
+from mmkit.compose.layers import override
+from mmkit.compose.parts import RecipeTyper
 from mmkit.compose.words import nearest
+from mmkit.contracts.options import Spec
 from mmkit.errors import Problem, RecipeError
 
-KEYS = ("base", "set", "axes", "seeds", "match", "illegal")
+KEYS = ("base", "set", "axes", "seeds", "match", "illegal", "launcher")
 MEASURES = ("parameters", "flops", "tokens")
 SUFFIXES = (".yaml", ".yml")
 LONGEST = 64
@@ -70,6 +74,7 @@ class Ablation:
     base_place: Place
     axes_place: Place
     axes: tuple[Axis, ...]
+    launcher: Spec
     shared: tuple[Override, ...] = ()
     seeds: tuple[int, ...] = (0,)
     match: Match | None = None
@@ -82,8 +87,17 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_ablation(name: str | Path) -> Ablation:
-    """The ablation of a YAML file, or the shipped one of that name. Raises `RecipeError` with every mistake of the file."""
+def parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides of the launcher (``launcher=slurm``, ``launcher.gpus=2``), and those that go to every arm."""
+    own = [text for text in overrides if re.match(r"launcher[.=]", text)]
+    return own, [text for text in overrides if text not in own]
+
+
+def read_ablation(name: str | Path, overrides: Sequence[str] = ()) -> Ablation:
+    """The ablation of a YAML file, or the shipped one of that name, with overrides of its launcher applied.
+
+    Raises `RecipeError` with every mistake.
+    """
     path = Path(name)
     if path.suffix not in SUFFIXES and not path.is_file():
         known = shipped()
@@ -93,7 +107,10 @@ def read_ablation(name: str | Path) -> Ablation:
         path = known[str(name)]
     layer, problems = read(path, str(path))
     reader = _Reader(layer or Layer(), path, [_reworded(p) for p in problems])
-    ablation = reader.ablation() if layer is not None and isinstance(layer.tree, dict) else None
+    ablation = None
+    if layer is not None and isinstance(layer.tree, dict):
+        reader.problems += filter(None, (override(layer, text) for text in overrides))
+        ablation = reader.ablation()
     if reader.problems or ablation is None:
         raise RecipeError(reader.problems)
     return ablation
@@ -126,8 +143,8 @@ class _Reader:
                 self.report((), f"the key {key!r} is missing", _EMPTY, rule="key.missing")
         place = self.layer.place(("axes",), key=True)
         return Ablation(
-            str(self.path), self.base(), self.layer.place(("base",)), place, tuple(self.axes()), self.shared(),
-            self.seeds(), self.match(), self.illegal(),
+            str(self.path), self.base(), self.layer.place(("base",)), place, tuple(self.axes()), self.launcher(),
+            self.shared(), self.seeds(), self.match(), self.illegal(),
         )  # fmt: skip
 
     def unknown_keys(self, tree: dict[str, Tree], known: Sequence[str], path: Path_) -> None:
@@ -249,3 +266,10 @@ class _Reader:
                 ("illegal",), f"{short(value)!r} is not known here", "write one of skip, refuse", rule="value.choice"
             )
         return "skip" if value == "skip" else "refuse"
+
+    def launcher(self) -> Spec:
+        """Typed like any part of a recipe; `local` where nothing else is named."""
+        typer = RecipeTyper(self.layer, registries.load())
+        found: Spec = typer.part(self.tree.get("launcher", {}), "launcher", ("launcher",), default="local")
+        self.problems += typer.problems
+        return found

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from mmkit.ablate.folders import Run, claim, finished, runs_of, step_reached
 from mmkit.ablate.grid import Grid
-from mmkit.ablate.launching import STDERR, Job, Launcher, Running
+from mmkit.contracts.launcher import STDERR, Job, Launcher, Running
 from mmkit.errors import TrainError
 
 POLL = 0.5
 """Seconds between looks at what runs."""
+SHARED = ".shared"
+"""What runs have in common, in the folder of the grid; no level of an axis begins with a dot."""
 SHOWN = 5
 """Last lines of a failed run that are shown."""
 
@@ -61,7 +63,7 @@ def run_grid(grid: Grid, out: Path, launcher: Launcher, per_task: int, watch: Wa
     waiting = [run for run in runs if not finished(run, per_task)]
     if len(waiting) < len(runs):
         watch.say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-    jobs = {run: Job(run.recipe.text, run.folder, per_task, f"{grid.name}: {run}") for run in waiting}
+    jobs = {run: Job(run.recipe.text, run.folder, out / SHARED, per_task, f"{grid.name}: {run}") for run in waiting}
     try:
         return tuple(_run(jobs, launcher, watch))
     except KeyboardInterrupt:
@@ -89,7 +91,7 @@ def _run(jobs: Mapping[Run, Job], launcher: Launcher, watch: Watch) -> Iterator[
             while waiting and len(active) < launcher.slots:
                 run = waiting.pop(0)
                 active[run], started[run] = launcher.start(jobs[run]), time.monotonic()
-                watch.say(f"{run}: started, into {run.folder}")
+                watch.say(f"{run}: {active[run].said}, into {run.folder}")
             time.sleep(POLL)
             watch.live(list(active), len(waiting))
             for run in [run for run, running in active.items() if running.poll() is not None]:

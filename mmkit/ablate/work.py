@@ -1,6 +1,7 @@
 """One run of a grid, in a process of its own: ``python -m mmkit.ablate.work`` trains a recipe, then judges what came of it.
 
-The job comes as one line of JSON on the standard input, which stays open for as long as whoever started it lives.
+The job comes as one line of JSON: on the standard input, which stays open for as long as whoever started it lives; or in a
+file that is named, and then the run lives on its own (`mmkit.contracts.launcher`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmkit.errors import MmkitError
@@ -25,8 +27,11 @@ def _stop_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def work(recipe: str, run: Path, per_task: int, title: str) -> None:
-    """Trains a resolved recipe into a folder, from wherever that stands, and writes its report. Raises `MmkitError`."""
+def work(recipe: str, run: Path, shared: Path, per_task: int, title: str) -> None:
+    """Trains a resolved recipe into a folder, from wherever that stands, and writes its report. Raises `MmkitError`.
+
+    What runs have in common is in `shared`.
+    """
     # Torch comes after the watch over the parent has begun: importing it takes seconds.
     from mmkit import checkpoint
     from mmkit.compose import loads
@@ -36,22 +41,26 @@ def work(recipe: str, run: Path, per_task: int, title: str) -> None:
     from mmkit.train import train
 
     loaded = loads(recipe, file=str(run / "recipe.yaml"))
-    train(loaded, run, quiet=True)
+    train(loaded, run, shared=shared, quiet=True)
     report_on(run, per_task, title=title, quiet=True, tasks=tasks_of(loaded))
     how = {"per_task": per_task, "step": loaded.train.steps, "evaluate": of_evaluation(recipe)}
     checkpoint.write_text(run / JUDGED, json.dumps(how))
 
 
-def main() -> None:
-    """Does the job that the standard input names. Exits with 2 and one line where a user can mend what is wrong."""
-    job = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+def main(arguments: Sequence[str]) -> int:
+    """Does the job of a file, or of the standard input. Gives 2, and one line, where a user can mend what is wrong."""
+    if arguments:
+        job = json.loads(Path(arguments[0]).read_text())
+    else:
+        job = json.loads(sys.stdin.buffer.readline())
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
-        work(job["recipe"], Path(job["run"]), job["per_task"], job["title"])
+        work(job["recipe"], Path(job["run"]), Path(job["shared"]), job["per_task"], job["title"])
     except MmkitError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

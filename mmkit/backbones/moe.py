@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmkit.contracts.options import Count, Size, Spec, part
+from mmkit.contracts.values import Route
 from mmkit.errors import ContractError
 from mmkit.nn.block import Block
 from mmkit.nn.experts import ExpertSizes, Mixture, Report
@@ -79,6 +80,7 @@ class MoE(Transformer):
             return SparseBlock(config, layer, Mixture(sizes, pools, config.router, config.shared_experts))
 
         super().__init__(config, streams, make_block, groups=groups)
+        self.routes = True
         self.experts = sum(pools.values())
         self._tally_LE: Tensor | None = None
 
@@ -95,6 +97,10 @@ class MoE(Transformer):
             for mixture, load_E in zip(self.mixtures(), load_LE, strict=True):
                 mixture.load_E = load_E
         return {name: torch.stack([r.losses[name] for r in sparse]).mean() for name in sparse[0].losses}
+
+    def routing(self, reports: Sequence[Report | None]) -> dict[int, tuple[Route, ...]]:
+        """What the routers of each layer with experts did."""
+        return {layer: report.routes for layer, report in enumerate(reports) if report is not None}
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -139,26 +139,22 @@ def _beside(final: Path, state: str) -> Path:
 
 
 @contextmanager
-def lock(run: Path) -> Iterator[None]:
+def lock(run: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Makes this process the only writer of a run folder, and clears away what a killed one left half done.
 
     The operating system drops the lock with the process, so a killed run never blocks the next one.
-    Raises `CheckpointError` that says who holds it.
+    While another holds it, `wait` is called with who that is before each further try. Raises `CheckpointError` that says
+    who holds it where there is no `wait`.
     """
     with explained(run, "cannot be locked"):
         make_durable(run)
-        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise CheckpointError(
-                str(run), f"is in use by {holder}", "wait for it to end, stop it, or choose another run folder"
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            raise
+        while isinstance(descriptor := _try_lock(run / "lock"), str):
+            holder = descriptor
+            if wait is None:
+                raise CheckpointError(
+                    str(run), f"is in use by {holder}", "wait for it to end, stop it, or choose another run folder"
+                )
+            wait(holder)
     _held.add(descriptor)
     try:
         with explained(run, "cannot be prepared"):
@@ -171,6 +167,21 @@ def lock(run: Path) -> Iterator[None]:
         if descriptor in _held:  # not so in a forked child, which must leave its parent's lock alone
             _held.remove(descriptor)
             os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | str:
+    """The descriptor that holds the lock, or who else does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+        os.close(descriptor)
+        return holder
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _let_go_in_child() -> None:

@@ -17,12 +17,15 @@ Examples:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME.")
+@click.option(
+    "--shared", type=click.Path(path_type=Path), help="Folder where runs share tokenizers and what they give."
+)
 @click.option("--overwrite", is_flag=True, help="Start over a run that is there.")
 @click.option("--device", default="auto", show_default=True, help="Where to train: auto, cpu, cuda, cuda:1.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
-    recipe: str, overrides: tuple[str, ...], run: Path | None, overwrite: bool, device: str, quiet: bool
-) -> None:
+    recipe: str, overrides: tuple[str, ...], run: Path | None, shared: Path | None, overwrite: bool, device: str, quiet: bool
+) -> None:  # fmt: skip
     """Train a RECIPE (a file, or the name of a shipped one) into a run folder.
 
     The same command continues a run that was cut short, from its last checkpoint, to the same result.
@@ -32,7 +35,7 @@ def command(
 
     loaded = load(recipe, overrides)
     run = run or Path("runs") / Path(recipe).stem
-    last = train(loaded, run, overwrite=overwrite, device=device, quiet=quiet)
+    last = train(loaded, run, shared=shared, overwrite=overwrite, device=device, quiet=quiet)
     if not quiet:
         click.echo(f"done: {last}")
         if loaded.model.writer("image"):

@@ -23,6 +23,9 @@ _LISTED: dict[Any, str] = {Mixed: "source", Judged: "task"}
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
+_UNWRITTEN = ("modality", "launcher")
+"""Kinds that a recipe names none of with options."""
+
 _COMMON_WORDS = {
     "weights": "A checkpoint: a local folder, `hf://org/name`, or another run's part (`runs/a#encoders.eye`).",
     "frozen": "Whether its weights stay as they are.",
@@ -54,7 +57,7 @@ class _Schema:
         """Every kind of part, and every part of it, by name."""
         found: dict[str, Any] = {"reference": {"type": "string", "pattern": r"\$\{[^}]+\}"}}
         for kind in KINDS:
-            if kind == "modality":
+            if kind in _UNWRITTEN:
                 continue
             members = []
             for entry in self.registry.of(kind):

@@ -14,15 +14,16 @@ from mmkit.contracts.values import Hidden, Packed
 class Backbone(Part):
     """Reads a packed sequence; built as ``Class(config, streams)`` with the names of the recipe's streams in order.
 
-    The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition_TD`) and `crosses` (reads
-    `Packed.memory`). Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that the mask stays
-    stated once.
+    The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition_TD`), `crosses` (reads `Packed.memory`) and
+    `routes` (gives `Hidden.routes`). Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that
+    the mask stays stated once.
     """
 
     dim: int
     positions: Positions
     modulates: bool = False
     crosses: bool = False
+    routes: bool = False
 
     def __init__(self, config: Any, streams: Sequence[str]) -> None:
         super().__init__()

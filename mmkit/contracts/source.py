@@ -37,7 +37,8 @@ class Source(ABC):
     def judge(self, sample: Sample, contents: list[Any]) -> dict[str, bool]:
         """What is right about generated contents, one per target of the sample, by name; ``right`` is the whole.
 
-        Texts are compared letter by letter. Contents that only a judge of their own could tell are left unjudged: ``{}``.
+        Texts are compared letter by letter. Contents that only a judge of their own could tell are left unjudged: ``{}``; so
+        are those of samples that an evaluation made of this source's and calls by a task of its own.
         """
         wanted = [s.content for s in sample.segments if s.role == "target"]
         if not all(isinstance(content, str) for content in wanted):

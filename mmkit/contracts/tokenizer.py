@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +22,11 @@ class Tokenizer(Part):
     """
 
     port: Port
+
+    keepable: ClassVar[bool] = False
+    """True where what `encode` gives depends on the contents and the weights alone (it draws nothing, and remembers nothing
+    between calls), and takes longer than reading it from a disk. Then arms that have it in common may keep it there.
+    """
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The grid of codes or latents for a content of this size; not asked of open modalities (text).

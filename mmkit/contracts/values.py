@@ -6,7 +6,7 @@ Shape suffixes: T packed tokens, S tokens of one call, D backbone width, C chann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -35,11 +35,24 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Route:
+    """What a router did in one pass: of its `experts`, number ``expert_A`` reads token ``token_A`` of the packed sequence."""
+
+    token_A: Tensor
+    expert_A: Tensor
+    experts: int
+
+
+@dataclass(frozen=True)
 class Hidden:
-    """What a backbone gives: states ``[T, D]`` after its last norm, and auxiliary losses (already weighted scalars)."""
+    """What a backbone gives: states ``[T, D]`` after its last norm, and auxiliary losses (already weighted scalars).
+
+    `routes`, for diagnosis: by layer, what each of its routers did; several where pools of experts have tokens of their own.
+    """
 
     x_TD: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    routes: dict[int, tuple[Route, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,22 +115,37 @@ class Prepared:
     """A head's plan for its targets: what the backbone sees, and what must be predicted.
 
     `target` is in the head's own form, one row per token; `weight_S` is 0 where nothing is learned; `level_S` is the noise
-    level or mask ratio in [0, 1] of each token, for diagnosis.
+    level or mask ratio in [0, 1] of each token, and `bound_S` that of `TokenLoss`, for diagnosis.
     """
 
     feed: Feed
     target: Tensor
     weight_S: Tensor
     level_S: Tensor | None = None
+    bound_S: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A loss per token, not yet summed: `value_S` times `weight_S`, to be divided by the global sum of weights."""
+    """A loss per token, not yet summed: `value_S` times `weight_S`, to be divided by the global sum of weights.
+
+    For diagnosis, `level_S` is the noise level or mask ratio in [0, 1]; `nats_S` minus the logarithm of the probability of
+    the token's code, without smoothing and the like and without gradient, where the head gives probabilities. Their sum over
+    a span is minus its log-likelihood; with `bound_S`, the expectation of ``nats_S * bound_S``, summed over a span, is an
+    upper bound of that.
+    """
 
     value_S: Tensor
     weight_S: Tensor
     level_S: Tensor | None = None
+    nats_S: Tensor | None = None
+    bound_S: Tensor | None = None
+
+    @classmethod
+    def joined(cls, losses: Sequence[TokenLoss]) -> TokenLoss:
+        """Losses of one head end to end; without what one of them lacks."""
+        columns = [[getattr(loss, f.name) for loss in losses] for f in fields(cls)]
+        return cls(*(None if any(c is None for c in column) else torch.cat(column) for column in columns))
 
 
 @dataclass(frozen=True)

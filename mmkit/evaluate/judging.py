@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from mmkit.checkpoint import open_run
 from mmkit.compose import load as load_recipe
@@ -21,11 +20,11 @@ from mmkit.model import load
 
 WHOLE = "right"
 """The figure that says whether all of a sample is right."""
-USUAL = ("held_out",)
+USUAL = ("held_out", "likelihood")
 """The tasks of a whole model where its recipe names none."""
-ALONE = ()
+ALONE = ("reconstruction",)
 """The same where tokenizers were trained alone."""
-DIAGNOSIS = ()
+DIAGNOSIS = ("reconstruction", "guidance", "gradients", "routing")
 """What ``mmkit eval --diagnose`` adds."""
 
 
@@ -112,12 +111,13 @@ def _run(judged: Judged, subject: Subject, tick: Callable[[str, int, int], None]
         return Evaluation((), {}, notes=(f"{title}: {why}",))
     outcome = task.run(subject, lambda done, total: tick(title, done, total) if tick else None)
     named = judged.metrics if judged.metrics is not None else tuple(spec("metric", name) for name in type(task).metrics)
-    metrics = {one.name: one.build() for one in named}
+    metrics = [(one.name, one.build()) for one in named]
     groups: dict[str, list[Record]] = {}
     for record in outcome.records:
         groups.setdefault(record.group, []).append(record)
     sums = {group: summed(members, metrics, subject) for group, members in groups.items()}
-    figures = {group: {**dict(outcome.figures.get(group, {})), **sums[group].figures} for group in groups}
+    # Of its records' own values a task may know more than their mean: the unit, a better interval.
+    figures = {group: {**sums[group].figures, **outcome.figures.get(group, {})} for group in groups}
     figures |= {group: dict(own) for group, own in outcome.figures.items() if group not in groups}
     records = [record for one in sums.values() for record in one.records]
     curves = outcome.curves
@@ -137,13 +137,13 @@ class Summed:
     idle: dict[str, str] = field(default_factory=dict)
 
 
-def summed(records: Sequence[Record], metrics: Mapping[str, Metric], subject: Subject) -> Summed:
+def summed(records: Sequence[Record], metrics: Sequence[tuple[str, Metric]], subject: Subject) -> Summed:
     """The figures of one group. Raises `ContractError` where two metrics give figures of one name."""
     values: list[dict[str, Value]] = [dict(record.values) for record in records]
     ways: dict[str, Metric | None] = {name: None for own in values for name in own}
     whole: dict[str, Figure] = {}
     idle: dict[str, str] = {}
-    for title, metric in metrics.items():
+    for title, metric in metrics:
         if why := metric.why_not(records):
             idle[title] = why
             continue
@@ -173,9 +173,9 @@ def figure_of(values: Sequence[Value], metric: Metric | None = None) -> Figure:
     return Figure(mean, len(values), low, high, unit, better)
 
 
-def _idle(title: str, metrics: Mapping[str, Any], sums: Mapping[str, Summed]) -> Iterator[str]:
+def _idle(title: str, metrics: Sequence[tuple[str, Metric]], sums: Mapping[str, Summed]) -> Iterator[str]:
     """A note on every metric that applies to no group."""
-    for name in metrics if sums else ():
+    for name, _ in metrics if sums else ():
         reasons = [one.idle[name] for one in sums.values() if name in one.idle]
         if len(reasons) == len(sums):
             yield f"{title}: {name} does not apply: {', '.join(dict.fromkeys(reasons))}"

@@ -54,7 +54,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Everything a machine would ask for; of pictures, those of the first `KEPT` records of each group."""
         groups = self.evaluation.figures
-        kept = {id(record) for group in groups for record in self.evaluation.of(group)[:KEPT]}
+        kept = {id(record) for group in groups for record in _seen(self.evaluation, group)[:KEPT]}
         return {
             "format": FORMAT,
             "title": self.title,

@@ -16,7 +16,7 @@ from mmkit.contracts.options import Count, Fraction, Guidance, NonNegative, Size
 from mmkit.contracts.port import Needs, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
 from mmkit.errors import ContractError
-from mmkit.nn.codes import CodeOutput, Wanted, joint_vocabulary, token_cross_entropy
+from mmkit.nn.codes import CodeOutput, Wanted, code_loss, joint_vocabulary
 from mmkit.nn.sampling import Warp, draw
 
 
@@ -111,10 +111,9 @@ class AR(Head[ARState]):
 
     def loss(self, hidden_SD: Tensor, prepared: Prepared) -> TokenLoss:
         """Cross-entropy of each token, in nats, over the whole vocabulary."""
-        value_S = token_cross_entropy(
-            self.predict(hidden_SD), prepared.target, smoothing=self.config.label_smoothing, z_loss=self.config.z_loss
-        )
-        return TokenLoss(value_S, prepared.weight_S)
+        return code_loss(
+            self.predict(hidden_SD), prepared, smoothing=self.config.label_smoothing, z_loss=self.config.z_loss
+        )  # fmt: skip
 
     def begin(self, request: Request) -> ARState:
         """An empty span."""

@@ -17,7 +17,7 @@ from mmkit.contracts.head import Head
 from mmkit.contracts.options import Count, Fraction, Guidance, NonNegative, Size
 from mmkit.contracts.port import Needs, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
-from mmkit.nn.codes import CodeOutput, Wanted, joint_vocabulary, token_cross_entropy
+from mmkit.nn.codes import CodeOutput, Wanted, code_loss, joint_vocabulary
 from mmkit.nn.sampling import Warp, draw, gumbel
 
 Schedule = Literal["cosine", "linear", "square", "cubic", "root"]
@@ -30,6 +30,21 @@ SCHEDULES = {
     "root": lambda r: 1 - math.sqrt(r),
 }
 """The share of tokens that is masked, from 1 at ``r = 0`` to 0 at ``r = 1`` (MaskGIT, section 3.3)."""
+
+INVERSES = {
+    "cosine": lambda share: math.acos(share) * 2 / math.pi,
+    "linear": lambda share: 1 - share,
+    "square": lambda share: math.sqrt(1 - share),
+    "cubic": lambda share: math.cbrt(1 - share),
+    "root": lambda share: (1 - share) ** 2,
+}
+"""Where a schedule reaches a share."""
+
+
+def chance(schedule: Schedule, masked: int, count: int) -> float:
+    """The probability that training masks so many of a span's tokens."""
+    inverse = INVERSES[schedule]
+    return inverse((masked - 1) / count) - inverse(masked / count)
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,9 @@ class Masked(Head[MaskedState]):
 
     Training masks ``ceil(schedule(r) * n)`` of a span's n tokens, r uniform and the places uniform without replacement
     (MaskGIT). With the linear schedule and ``weighting: inverse`` that is the likelihood bound of LLaDA (Nie et al. 2025),
-    whose expectation over the number of masked tokens it draws directly.
+    whose expectation over the number of masked tokens it draws directly. Under any schedule and weighting, `TokenLoss.bound_S`
+    gives that bound: ``n / l`` times the cross-entropy of the l masked tokens, every l counting alike. It holds for the
+    model that writes one token at a time in random order.
 
     A span of an open stream has `length` tokens, of which those after the text are end marks, learned like all others; the
     generated text stops at the first (LLaDA).
@@ -154,9 +171,13 @@ class Masked(Head[MaskedState]):
         weight_S = blank_S.float()
         if self.config.weighting == "inverse":
             weight_S = weight_S / level_S
+        # LLaDA's n / m, times 1 / n over the chance of m, so that every m counts alike.
+        counts = [(int(mask.sum()), len(mask)) for mask in masks]
+        each = torch.tensor([1 / (m * chance(self.config.schedule, m, n)) if m else 0.0 for m, n in counts])
+        bound_S = blank_S * targets.per_token(each.to(device))
         # The answer must not reach the backbone even through a connector that mixes neighbours, so it is not fed at all.
         feed = Feed(torch.where(blank_S, fill_S, targets.tokens), blank_S, self.mask_D)
-        return Prepared(feed, targets.tokens, weight_S, level_S)
+        return Prepared(feed, targets.tokens, weight_S, level_S, bound_S)
 
     def _mask(self, count: int, generator: Generator) -> Tensor:
         share = SCHEDULES[self.config.schedule](torch.rand((), generator=generator).item())
@@ -171,8 +192,7 @@ class Masked(Head[MaskedState]):
 
     def loss(self, hidden_SD: Tensor, prepared: Prepared) -> TokenLoss:
         """Cross-entropy of each token, in nats, over the whole vocabulary; unmasked tokens have weight 0."""
-        value_S = token_cross_entropy(self.predict(hidden_SD), prepared.target, smoothing=self.config.label_smoothing)
-        return TokenLoss(value_S, prepared.weight_S, prepared.level_S)
+        return code_loss(self.predict(hidden_SD), prepared, smoothing=self.config.label_smoothing)
 
     def begin(self, request: Request) -> MaskedState:
         """A span of masks."""

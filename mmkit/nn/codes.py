@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmkit.contracts.port import TargetPort
-from mmkit.contracts.values import Request
+from mmkit.contracts.values import Prepared, Request, TokenLoss
 from mmkit.contracts.vocabulary import MARKS, Slice, Vocabulary
 from mmkit.errors import ContractError
 from mmkit.nn.projection import hidden_layers
@@ -124,6 +124,17 @@ class CodeOutput(nn.Module):
         assert len(blocks) == len(owners), "tied weights are asked for before `tie` has given them"
         logits = [F.linear(x_SD, blocks[o], self.bias[o] if len(self.bias) else None) for o in owners]
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
+
+
+def code_loss(
+    logits_SV: Tensor, prepared: Prepared, *, smoothing: float = 0.0, z_loss: float = 0.0
+) -> TokenLoss:  # fmt: skip
+    """The loss of a head over codes: `token_cross_entropy` of what it prepared, and the plain one where that differs."""
+    value_S = token_cross_entropy(logits_SV, prepared.target, smoothing=smoothing, z_loss=z_loss)
+    nats_S = value_S.detach()
+    if smoothing or z_loss:
+        nats_S = token_cross_entropy(logits_SV.detach(), prepared.target)
+    return TokenLoss(value_S, prepared.weight_S, prepared.level_S, nats_S, prepared.bound_S)
 
 
 def token_cross_entropy(logits_SV: Tensor, ids_S: Tensor, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:

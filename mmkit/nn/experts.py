@@ -6,13 +6,14 @@ Shape suffixes: T tokens, D width, M width inside, E experts, A assignments.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmkit.contracts.options import Spec
+from mmkit.contracts.values import Route
 from mmkit.nn.linear import STD, linear
 from mmkit.nn.mlp import Mlp, activate, inner_width
 from mmkit.nn.router import Router, load
@@ -22,10 +23,12 @@ from mmkit.nn.split import Split
 
 @dataclass(frozen=True)
 class Report:
-    """What one layer has to say of a pass: its weighted losses, and the assignments of every expert, ``[E]``, pool by pool."""
+    """What one layer has to say of a pass: its weighted losses, the assignments of every expert, ``[E]``, pool by pool, and
+    which tokens each pool's experts read."""
 
     losses: dict[str, Tensor]
     load_E: Tensor
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,11 @@ class Experts(nn.Module):
         load_E = load(choice.expert_A, self.experts)
         order_A = torch.argsort(choice.expert_A, stable=True)
         token_A = choice.token_A[order_A]
+        route = Route(choice.token_A, choice.expert_A, self.experts)
         y_AD = self._compute(x_TD.index_select(0, token_A), load_E)
         weighted_AD = y_AD * choice.weight_A[order_A, None]
         y_TD = torch.zeros_like(x_TD, dtype=weighted_AD.dtype).index_add(0, token_A, weighted_AD)
-        return y_TD.to(y_AD.dtype), Report(choice.losses, load_E)
+        return y_TD.to(y_AD.dtype), Report(choice.losses, load_E, (route,))
 
     def _logits(self, x_TD: Tensor) -> Tensor:
         """In float32 whatever the precision around it: a rounded logit sends a token to another expert."""
@@ -115,7 +119,12 @@ class Mixture(nn.Module):
                 losses[name] = losses.get(name, 0) + value * (len(part) / max(1, len(x_TD)))
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
-        return y_TD, Report(losses, torch.cat([report.load_E for _, report in done]))
+        routes = tuple(route for _, report in done for route in report.routes)
+        if split is not None:
+            # A pool counts its own tokens.
+            mine = zip(split.groups, (report.routes for _, report in done), strict=True)
+            routes = tuple(replace(r, token_A=group[r.token_A]) for group, own in mine for r in own)
+        return y_TD, Report(losses, torch.cat([report.load_E for _, report in done]), routes)
 
     def rebalance(self, load_E: Tensor) -> None:
         """Tells every pool's router what its experts had to do."""

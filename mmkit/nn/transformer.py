@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmkit.contracts.backbone import Backbone
-from mmkit.contracts.values import Hidden, Packed
+from mmkit.contracts.values import Hidden, Packed, Route
 from mmkit.nn.block import Context, CrossBlock, Last
 from mmkit.nn.cache import KVCache
 from mmkit.nn.modulation import Conditioning
@@ -62,7 +62,7 @@ class Transformer(Backbone):
                 x_TD, _ = self._run(self.cross_blocks[str(layer)], x_TD, context)
             x_TD, report = self._run(block, x_TD, context)
             reports.append(report)
-        return Hidden(self.last(x_TD, context), self.losses(reports))
+        return Hidden(self.last(x_TD, context), self.losses(reports), self.routing(reports))
 
     def context(self, packed: Packed, cache: KVCache | None) -> Context:
         """What all blocks of one pass share, computed once."""
@@ -84,6 +84,10 @@ class Transformer(Backbone):
 
     def losses(self, reports: Sequence[Any]) -> dict[str, Tensor]:
         """Auxiliary losses, already weighted, of what the blocks report; none here."""
+        return {}
+
+    def routing(self, reports: Sequence[Any]) -> dict[int, tuple[Route, ...]]:
+        """By layer, which experts read which tokens, of what the blocks report; nothing here."""
         return {}
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:

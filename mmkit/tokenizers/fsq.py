@@ -39,6 +39,8 @@ class FSQ(Tokenizer):
     digits they are, the first channel the lowest. There is no book to learn and so no loss of its own.
     """
 
+    keepable = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """How images are compressed. Give `levels` or `codebook_size`.

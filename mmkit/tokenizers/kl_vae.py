@@ -30,6 +30,8 @@ class KLVAE(Tokenizer):
     the autoencoder is trained.
     """
 
+    keepable = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """How images are compressed.

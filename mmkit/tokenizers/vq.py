@@ -29,6 +29,8 @@ class VQ(Tokenizer):
     ``attention: deepest``) or of Chameleon (``update: gradient``, ``normalize: none``, ``dim: 256``).
     """
 
+    keepable = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """How images are compressed, and how the book learns.

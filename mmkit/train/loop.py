@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from mmkit.progress import Progress, show_table
 from mmkit.samples import draw_samples
 from mmkit.train.memory import peak_memory
 from mmkit.train.optimizers import make_optimizers, matrices_of
+from mmkit.train.stopping import stop_signals
 from mmkit.train.tokenizers import fit_tokenizers
 
 
@@ -52,7 +52,6 @@ class Loop:
         self.optimizers = self._optimizers()
         self.ema = self._buffers(copy.deepcopy) if self.options.ema else None
         self.step = 0
-        self.stop_signal = 0
         self.started = 0.0
         self.log_path = run / "log.jsonl"
         self.board = _board(run) if "tensorboard" in self.options.trackers else None
@@ -103,7 +102,7 @@ class Loop:
         if not self.quiet:
             show_table(self.recipe, self.named, self._rates())
         last = checkpoint.latest(self.run)
-        with _signals(self), Progress(self.options.steps, self.step, quiet=self.quiet) as progress:
+        with stop_signals() as stop, Progress(self.options.steps, self.step, quiet=self.quiet) as progress:
             coming = self._coming()
             while self.step < self.options.steps:
                 figures = self._train_step(*next(coming))
@@ -114,20 +113,29 @@ class Loop:
                 if self._due(self.options.sample_every) and self.model is not None:
                     with self._averaged():
                         draw_samples(self.model, self.mixture, self.run / "samples" / f"step-{self.step:08d}")
-                if self._due(self.options.save_every) or self.stop_signal or self.step == self.options.steps:
+                if self._due(self.options.save_every) or stop.signal or self.step == self.options.steps:
                     if self.step == self.options.steps:
                         self._finish()
                     last = self._save()
-                if self.stop_signal:
+                if stop.signal:
                     break
-        if self.stop_signal:
-            name = signal.Signals(self.stop_signal).name
+        if stop.signal:
             raise TrainError(
-                str(self.run), f"stopped by {name} after step {self.step} of {self.options.steps}; saved {last}",
+                str(self.run), f"stopped by {stop.name} after step {self.step} of {self.options.steps}; saved {last}",
                 "the same command continues from there",
             )  # fmt: skip
         assert last is not None
         return last
+
+    def time_steps(self, count: int) -> list[float]:
+        """Takes so many steps for the seconds of each, what it trains on included; nothing is logged or kept."""
+        seconds, coming = [], self._coming()
+        for _ in range(count):
+            started = time.perf_counter()
+            self._train_step(*next(coming))
+            self.step += 1
+            seconds.append(time.perf_counter() - started)
+        return seconds
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0 and self.step < self.options.steps
@@ -313,25 +321,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return 1 << 62
-
-
-@contextmanager
-def _signals(loop: Loop) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the step end and saves; a second one acts at once."""
-    before = {}
-
-    def ask(number: int, frame: Any) -> None:
-        loop.stop_signal = number
-        for known, handler in before.items():
-            signal.signal(known, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            before[number] = signal.signal(number, ask)
-        except ValueError:  # only the main thread may take signals
-            break
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

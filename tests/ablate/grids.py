@@ -53,3 +53,14 @@ def written(folder: Path, text: str, base: str = BASE) -> Path:
 def grid(folder: Path, text: str, *overrides: str) -> Grid:
     """The checked grid of an ablation."""
     return grid_of(read_ablation(written(folder, text)), overrides)
+
+
+CODES = """base: base.yaml
+set: ["model.tokenizers.pixels={type: fsq, codebook_size: 256, stride: 8, base_dim: 8, num_res_blocks: 1}"]
+axes:
+  head:
+    masked: ["model.heads.paint={type: masked, steps: 2}"]
+    ar:
+      - "model.heads.paint={type: ar}"
+      - "model.tokenizers.pixels.connector={type: linear}"
+"""

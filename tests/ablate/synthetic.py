@@ -35,7 +35,7 @@ def run_folder(
         "parameters": 1_234_567, "trained": 1_200_000, "steps": STEPS, "tokens": 3_000_000, "tokens_per_second": 8123.0,
         "flops": 2.2e13, "seconds": 612.0 + seed, "peak_memory": 1.4e9,
     }  # fmt: skip
-    groups = {task: summed([r for r in records if r.group == task], {}, None).figures for task in tasks}
+    groups = {task: summed([r for r in records if r.group == task], (), None).figures for task in tasks}
     Report("synthetic", render(recipe), Evaluation(records, groups), log, figures=figures).write(folder)
     return folder
 

@@ -10,7 +10,7 @@ import pytest
 from grids import GRID, PAIR, written
 
 from mmkit.ablate.grid import grid_of
-from mmkit.ablate.reading import Axis, Match, read_ablation, shipped
+from mmkit.ablate.reading import Axis, Match, parted, read_ablation, shipped
 from mmkit.errors import RecipeError
 
 DENSE = "    dense: []\n"
@@ -59,6 +59,19 @@ MISTAKES = {
     ),
     "match of nothing free": ("seeds", "match: {what: flops}\nseeds", 6, "key.missing", "`free` names no option"),
     "illegal what": ("seeds", "illegal: shrug\nseeds", 6, "value.choice", "'shrug'"),
+    "launcher of no such name": ("seeds", "launcher: slrum\nseeds", 6, "part.unknown", "did you mean 'slurm'?"),
+    "launcher of another kind": ("seeds", "launcher: shapes\nseeds", 6, "part.unknown", "'shapes' is a source"),
+    "launcher as a list": ("seeds", "launcher: [local]\nseeds", 6, "type.wrong", "a launcher is needed"),
+    "launcher of nothing": ("seeds", "launcher:\nseeds", 6, "type.wrong", "a launcher is needed"),
+    "option of a launcher": ("seeds", "launcher:\n  gpu: 1\nseeds", 7, "key.unknown", "did you mean 'gpus'?"),
+    "key that parts have": ("seeds", "launcher:\n  frozen: true\nseeds", 7, "key.unknown", "launcher 'local'"),
+    "option of another type": ("seeds", "launcher:\n  gpus: many\nseeds", 7, "value.choice", "'many' is not"),
+    "option out of range": ("seeds", "launcher:\n  gpus: -1\nseeds", 7, "value.range", "at least 0"),
+    "option that is missing": ("seeds", "launcher: slurm\nseeds", 6, "key.missing", "'minutes' is missing"),
+    "option of sbatch": (
+        "seeds", "launcher:\n  type: slurm\n  minutes: 5\n  sbatch:\n    time: 1\nseeds", 10, "part.options",
+        "write `minutes:` instead",
+    ),
     "key twice": ("seeds: [0, 1]", "seeds: [0]\nseeds: [1]", 7, "yaml.duplicate", "written twice"),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", 7, "yaml.syntax", ""),
 }  # fmt: skip
@@ -119,6 +132,45 @@ def test_what_a_file_says(tmp_path):
     assert (head.levels[1].overrides[1].place.line, head.levels[0].overrides) == (7, ())
 
 
+def test_mistakes_of_a_launcher_and_of_the_file_are_found_in_one_go(tmp_path):
+    text = PAIR.replace("[0, 1]", "[0, 0]") + "launcher: {type: slurm, gpu: 1, minutes: soon, memory: 0}\n"
+    rules = [p.rule for p in problems_of(written(tmp_path, text))]
+    assert sorted(rules) == ["ablation.seeds", "key.unknown", "type.wrong", "value.range"]
+
+
+LAUNCHERS = {
+    "": ("local", {"gpus": "auto"}),
+    "launcher: local": ("local", {"gpus": "auto"}),
+    "launcher: {gpus: 2}": ("local", {"gpus": 2}),
+    "launcher: {type: slurm, minutes: 240, partition: gpu, memory: 1.5, setup: [module load cuda]}": (
+        "slurm", {"minutes": 240, "partition": "gpu", "memory": 1.5, "setup": ("module load cuda",), "gpus": 0},
+    ),
+    "launcher: {type: slurm, minutes: 5, sbatch: {qos: 010, exclusive: true}}": (
+        "slurm", {"sbatch": {"qos": "010", "exclusive": True}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LAUNCHERS)
+def test_a_launcher_is_typed_by_its_config(text, tmp_path):
+    name, options = LAUNCHERS[text]
+    found = read_ablation(written(tmp_path, f"{PAIR}{text}\n")).launcher
+    assert found.name == name and options.items() <= vars(found.options).items()
+
+
+def test_overrides_of_the_launcher_are_told_from_those_of_arms(tmp_path):
+    own, arms = parted(["launcher=slurm", "train.steps=3", "launcher.minutes=5", "launchers.x=1"])
+    assert (own, arms) == (["launcher=slurm", "launcher.minutes=5"], ["train.steps=3", "launchers.x=1"])
+    path = written(tmp_path, f"{PAIR}launcher: {{gpus: 2}}\n")
+    found = read_ablation(path, own).launcher
+    assert (found.name, found.options.minutes, found.options.gpus) == ("slurm", 5, 0)
+    assert read_ablation(path, ["launcher.gpus=1"]).launcher.options.gpus == 1
+    with pytest.raises(RecipeError) as raised:
+        read_ablation(path, ["launcher.gpu=1", "launcher=", "launcher.gpus"])
+    said = [str(problem) for problem in raised.value.problems]
+    assert len(said) == 2 and all(line.startswith("override `launcher") for line in said), said
+
+
 def test_shipped_files_are_found_by_name():
     assert {"head", "backbone"} <= shipped().keys()
     assert read_ablation("head").base == "transfusion-tiny"
@@ -129,9 +181,9 @@ def test_shipped_files_are_found_by_name():
 def test_reading_needs_no_torch():
     code = (
         "import sys, mmkit.ablate.diff\nfrom mmkit.ablate.reading import read_ablation\n"
-        "read_ablation('head')\nprint('torch' in sys.modules)"
+        "read_ablation('head', ['launcher={type: slurm, minutes: 1}'])\nprint({'torch', 'submitit'} & {*sys.modules})"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_mutilated_files_are_refused_or_run_and_never_end_in_a_traceback(tmp_path):
@@ -155,6 +207,7 @@ def test_mutilated_files_are_refused_or_run_and_never_end_in_a_traceback(tmp_pat
         "\\",
     ]
     text = GRID + "seeds: [0]\nset: [train.steps=1]\nmatch: {what: tokens, free: train.steps}\nillegal: skip\n"
+    text += "launcher: {type: slurm, minutes: 9, sbatch: {qos: long}}\n"
     refused = 0
     for _ in range(400):
         at, wide = draw.randrange(len(text)), draw.choice((0, 0, 1, 4, 20))

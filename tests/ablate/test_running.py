@@ -10,20 +10,23 @@ import time
 from pathlib import Path
 
 import pytest
-from grids import PAIR, grid, written
+from grids import CODES, PAIR, grid, written
 
 from mmkit import checkpoint
 from mmkit.ablate.folders import finished, runs_of, step_reached
-from mmkit.ablate.launching import STDERR, Job, Local
-from mmkit.ablate.running import Watch, entries, run_grid
+from mmkit.ablate.launchers.local import Local
+from mmkit.ablate.running import SHARED, Watch, entries, run_grid
 from mmkit.ablate.work import work
-from mmkit.errors import CheckpointError, MmkitError, TrainError
+from mmkit.contracts.launcher import STDERR, Job, Launcher, Running
+from mmkit.demo import report_on
+from mmkit.errors import CheckpointError, MmkitError, RecipeError, TrainError
+from mmkit.train import train
 from mmkit.train.loop import Loop
 
 QUIET = Watch(quiet=True)
 
 
-class Ended:
+class Ended(Running):
     """A run that is over."""
 
     def __init__(self, status: int) -> None:
@@ -32,20 +35,21 @@ class Ended:
     def poll(self) -> int:
         return self.status
 
-    wait = poll
+    def wait(self) -> int:
+        return self.status
 
     def stop(self) -> None:
         raise AssertionError("it is over")
 
-    kill = stop
+    def kill(self) -> None:
+        raise AssertionError("it is over")
 
 
-class Here:
+class Here(Launcher):
     """Runs in this process: importing torch takes longer than all of a small run. `started` notes each run's folder."""
 
-    slots = 1
-
     def __init__(self, fail: str = "", interrupt: str = "") -> None:
+        super().__init__(None, 1)
         self.fail, self.interrupt = fail, interrupt
         self.started: list[str] = []
 
@@ -58,7 +62,7 @@ class Here:
         if name == self.fail:
             (job.run / STDERR).write_text("Traceback\n" * 20 + "disk: is full. free some\n")
             return Ended(2)
-        work(job.recipe, job.run, job.per_task, job.title)
+        work(job.recipe, job.run, job.shared, job.per_task, job.title)
         return Ended(0)
 
 
@@ -126,6 +130,34 @@ def test_a_run_cut_short_at_a_step_continues_from_it(tmp_path, monkeypatch):
     assert outcome(first.folder) == outcome(whole / "dense/seed-0")
 
 
+def test_arms_train_the_tokenizer_they_share_once_to_the_same_result(tmp_path, monkeypatch):
+    found, out = grid(tmp_path, CODES), tmp_path / "runs"
+    stepped, reached, original = [], [], Loop._train_step
+
+    def watched(loop, *step_of):
+        stepped.append(loop.run.parent.name)
+        reached.append(step_reached(runs_of(found, out)[0]))
+        return original(loop, *step_of)
+
+    monkeypatch.setattr(Loop, "_train_step", watched)
+    assert run_grid(found, out, Here(), 1, QUIET) == ()
+    # One step of the tokenizer, two of each arm.
+    assert stepped == ["tokenizers", "masked", "masked", "ar", "ar"]
+    assert reached[:3] == ["starting", "tokenizer pixels, step 1", "step 1/2"]
+    assert {path.name for path in out.iterdir()} == {"masked", "ar", SHARED}
+    for run in runs_of(found, out):
+        alone = tmp_path / "alone" / run.arm
+        train(run.recipe, alone, quiet=True)
+        report_on(alone, 1, title="alone", quiet=True)
+        assert outcome(alone) == outcome(run.folder)
+
+
+@pytest.mark.parametrize("name", [SHARED, f"{SHARED}.yaml"])
+def test_no_arm_can_be_named_as_what_they_share(name, tmp_path):
+    with pytest.raises(RecipeError, match="cannot name a folder"):
+        grid(tmp_path, PAIR.replace("moe:", f"{name}:"))
+
+
 def test_a_failed_run_stops_no_other_and_is_shown(tmp_path, capsys):
     found, launcher = grid(tmp_path, PAIR), Here(fail="moe/seed-0")
     (failed,) = run_grid(found, tmp_path / "runs", launcher, 1, Watch())
@@ -178,13 +210,7 @@ def test_half_written_runs_are_finished(tmp_path):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(CheckpointError, match="cannot be prepared"):
-        run_grid(grid(tmp_path, PAIR), tmp_path / "runs", Local(1), 1, QUIET)
-
-
-@pytest.mark.parametrize(("jobs", "threads"), [(1, "8"), (3, "2"), (9, "1")])
-def test_jobs_share_the_threads(jobs, threads, monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    assert Local(jobs).environment["OMP_NUM_THREADS"] == threads
+        run_grid(grid(tmp_path, PAIR), tmp_path / "runs", Local(Local.Config(), 1), 1, QUIET)
 
 
 LONG = ("train.steps=200", "train.save_every=0")

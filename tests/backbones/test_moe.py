@@ -122,3 +122,21 @@ def test_mistakes(options: dict[str, Any], place: str, fact: str) -> None:
     with pytest.raises(ContractError, match=fact) as caught:
         moe(**options)
     assert caught.value.problem.place == place
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("experts", [4, {"text": 2, "image": 3, "memory": 2}])
+def test_it_tells_which_experts_read_which_tokens(experts: Any, recompute: bool) -> None:
+    backbone = moe(experts=experts, every=2, depth=4, router={"k": 2}).train()
+    backbone.recompute = recompute
+    packed = mixed(backbone)[1]
+    given = backbone(packed)
+    assert backbone.routes and sorted(given.routes) == [1, 3]
+    for mixture, routes in zip(backbone.mixtures(), given.routes.values(), strict=True):
+        loads = [torch.bincount(route.expert_A, minlength=route.experts).float() for route in routes]
+        assert torch.equal(torch.cat(loads), mixture.load_E)
+        read = torch.cat([route.token_A for route in routes]).bincount()
+        assert (read == 2).all() and len(read) == len(packed.x_TD)
+        if isinstance(experts, dict):
+            pools = [packed.stream_T[route.token_A].unique().tolist() for route in routes]
+            assert all(set(streams) <= {number} for number, streams in enumerate(pools))

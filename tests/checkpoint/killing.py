@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import same_tensors, training_state
+from states import same_tensors, training_state
 
 from mmkit.checkpoint import disk, latest, lock, read, verify, write
 from mmkit.checkpoint.directory import checkpoints

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import same_tensors, training_state
+from states import same_tensors, training_state
 
 from mmkit.checkpoint import directory, disk, latest, lock, read, verify, write, write_text
 from mmkit.errors import CheckpointError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE, same_tensors, training_state
+from states import RECIPE, same_tensors, training_state
 
 import mmkit.checkpoint
 from mmkit import registry

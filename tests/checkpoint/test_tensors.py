@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import same_tensors
 from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.serialization import save_torch_state_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from states import same_tensors
 from torch import Tensor
 
 from mmkit.checkpoint.disk import Folder

@@ -13,8 +13,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import training_state
 from safetensors.torch import load_file, save_file
+from states import training_state
 from torch import Tensor, nn
 
 from mmkit.checkpoint import latest, load_part, open_run, read, verify, write

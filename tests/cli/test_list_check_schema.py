@@ -107,6 +107,15 @@ def test_list_shows_one_kind() -> None:
     assert run("list", "backbones").exit_code == 2
 
 
+def test_list_needs_neither_torch_nor_what_launchers_need() -> None:
+    code = (
+        "import sys; from mmkit.cli import main\ntry: main(['list'])\nexcept SystemExit: pass\n"
+        "print({'torch', 'submitit'} & {*sys.modules})"
+    )
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "launcher   slurm" in listed and listed.splitlines()[-1] == "set()"
+
+
 def test_list_as_json() -> None:
     found = json.loads(run("list", "head", "--json").output)
     assert found["broken"] == {}

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from mmkit.data.shapes import Shapes, language
 from mmkit.data.shapes.drawing import cover, draw, inside, moments
-from mmkit.data.shapes.verify import Reader, _label, judge, read
+from mmkit.data.shapes.verify import Reader, _label, compare, judge, read
 from mmkit.data.shapes.world import COLORS, SHAPES, Scene, Standing, Thing, pick
 from mmkit.errors import DataError
 
@@ -211,6 +211,23 @@ def test_stripes_on_the_background_are_dirt():
         image = draw(scene)
         image[:, 15:17] -= 0.4
         assert not judge(tensor(image), language.caption(scene.things)).right
+
+
+def test_binding_is_judged_where_colors_could_be_swapped():
+    def bound(said: str, wanted: str) -> bool | None:
+        return compare(language.read_caption(said), language.read_caption(wanted)).binding
+
+    two = "a red circle above a blue square"
+    assert bound(two, two) is True
+    # Each colour on its own shape, and where they stand is another matter; nor is it one of what else there is.
+    assert bound("a red circle left of a blue square", two) is True
+    assert bound("a red circle, a green star and a blue square", two) is True
+    assert bound("a blue circle above a red square", two) is False
+    assert bound("a red circle", two) is False
+    for wanted in ("a red circle", "a red circle above a red square", "a red circle above a blue circle"):
+        assert bound(wanted, wanted) is None and "binding" not in compare(*[language.read_caption(wanted)] * 2).figures
+    three = "a red circle, a red square and a blue circle"
+    assert bound(three, three) is True and bound("a red circle, a blue square and a red circle", three) is False
 
 
 def test_the_verdict_says_which_part_is_wrong():

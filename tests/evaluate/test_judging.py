@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -96,9 +97,24 @@ def test_two_tasks_that_report_under_one_name_need_names():
 
 
 def test_two_metrics_with_a_figure_of_one_name_are_refused():
-    twice = Judged(task=named("task", Guess), metrics=(named("metric", Even, "a"), named("metric", Even, "b")))
-    with pytest.raises(ContractError, match="metric b: its figure 'even' is one of another metric, too"):
-        evaluate(NOBODY, [twice])
+    for second in ("a", "b"):
+        twice = Judged(task=named("task", Guess), metrics=(named("metric", Even, "a"), named("metric", Even, second)))
+        with pytest.raises(ContractError, match=f"metric {second}: its figure 'even' is one of another metric, too"):
+            evaluate(NOBODY, [twice])
+
+
+class Timed(Guess):
+    """Knows the unit of what its records say."""
+
+    def run(self, subject, tick):
+        outcome = super().run(subject, tick)
+        return replace(outcome, figures={"guess": {"number": Figure(1.5, 4, 0.0, 3.0, "s", "less")}})
+
+
+def test_a_task_knows_its_own_figures_best():
+    found = evaluate(NOBODY, [judged(Timed, Even)])
+    assert found.figures["guess"]["number"] == Figure(1.5, 4, 0.0, 3.0, "s", "less")
+    assert next(iter(found.figures["guess"])) == "right"
 
 
 @pytest.fixture(scope="module")

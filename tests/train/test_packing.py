@@ -87,3 +87,17 @@ def test_what_a_batch_holds_is_the_same_under_any_budget():
     assert len(few) == 1 < len(many)
     assert all(len(batch.layout) <= 90 for batch in many)
     assert sum(len(batch.layout) for batch in many) == len(few[0].layout)
+
+
+@pytest.mark.parametrize("budget", [4096, 90])
+def test_an_auxiliary_loss_counts_in_full_whatever_the_passes(budget):
+    recipe = tiny.recipe("moe", f"train.batch_tokens={budget}", "train.loss_weights={say: 0.5, paint: 2}")
+    objective = Joint(UnifiedModel(recipe).train())
+    shares = list(objective.shares(objective.prepare(mixture_of(recipe).draw(0, 8), 0), 0))
+    value, weight = (sum(share.figures["balance"][i] for share in shares) for i in (0, 1))
+    assert weight == pytest.approx(1)
+    heads = 0.0
+    for name, factor in (("say", 0.5), ("paint", 2)):
+        total, tokens = (sum(share.figures.get(name, (0, 0))[i] for share in shares) for i in (0, 1))
+        heads += factor * total / tokens
+    assert float(sum(share.loss.detach() for share in shares)) == pytest.approx(heads + value, rel=1e-5)

@@ -158,14 +158,17 @@ class Shapes(Source):
     def judge(self, sample: Sample, contents: list[Any]) -> dict[str, bool]:
         """``right``, and of what it is made.
 
-        Drawings and captions: ``objects``, ``colors``, ``relations``, ``count`` (see `verify.Verdict`); a caption is right
-        where it is the canonical one, letter by letter. Answers: right under the name of the kind of question too.
+        Drawings and captions: ``objects``, ``colors``, ``relations``, ``count`` and, where it can go wrong, ``binding``
+        (see `verify.Verdict`); a caption is right where it is the canonical one, letter by letter. Answers: right under the
+        name of the kind of question too. Samples of no task of its own are judged by their texts alone.
         """
         if sample.task == "generate":
             return verify.judge(contents[0], sample.facts).figures
         right = super().judge(sample, contents)
         if sample.task == "answer":
             return right | {sample.facts["question"]: right["right"]}
+        if sample.task != "caption":
+            return right
         try:
             said = language.read_caption(contents[0])
         except DataError:

@@ -87,7 +87,11 @@ class Verdict:
 
     `objects`: the shapes are those asked for; `colors`: and each has its colour; `relations`: they stand as asked (never,
     where a shape or colour they are named by is wrong); `count`: there are as many, and nothing else is in the picture.
-    `read` says what was seen.
+    `binding`: every colour asked for is on its own shape, whatever else there is; None unless two things are asked for that
+    differ in both, since only then can colours be swapped. `read` says what was seen.
+
+    A small GenEval (Ghosh et al. 2023), but that its `position` is no figure of its own: what a caption says of places is how two
+    things stand to each other, and of more their reading order, and both is `relations`.
     """
 
     objects: bool
@@ -95,6 +99,7 @@ class Verdict:
     relations: bool
     count: bool
     read: str
+    binding: bool | None = None
 
     @property
     def right(self) -> bool:
@@ -103,11 +108,12 @@ class Verdict:
 
     @property
     def figures(self) -> dict[str, bool]:
-        """All of it, by name."""
-        return {
+        """All of it that is judged, by name."""
+        found = {
             "right": self.right, "objects": self.objects, "colors": self.colors,
             "relations": self.relations, "count": self.count,
         }  # fmt: skip
+        return found if self.binding is None else {**found, "binding": self.binding}
 
 
 def compare(said: Claim, wanted: Claim) -> Verdict:
@@ -115,6 +121,7 @@ def compare(said: Claim, wanted: Claim) -> Verdict:
     shapes = Counter(s for _, s in said.kinds) == Counter(s for _, s in wanted.kinds)
     colors = Counter(c for c, _ in said.kinds) == Counter(c for c, _ in wanted.kinds)
     bound = Counter(said.kinds) == Counter(wanted.kinds)
+    swappable = any(a[0] != b[0] and a[1] != b[1] for a in wanted.kinds for b in wanted.kinds)
     return Verdict(
         objects=shapes,
         # The right colours on the wrong shapes are a mistake of colour.
@@ -122,6 +129,7 @@ def compare(said: Claim, wanted: Claim) -> Verdict:
         relations=len(wanted.kinds) < 2 or wanted in (said, said.turned),
         count=len(said.kinds) == len(wanted.kinds),
         read=say(said),
+        binding=Counter(wanted.kinds) <= Counter(said.kinds) if swappable else None,
     )
 
 
