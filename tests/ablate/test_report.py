@@ -161,8 +161,12 @@ def test_two_real_runs(tmp_path, monkeypatch):
     entries = [Entry("slow", {0: tmp_path / "slow"}), Entry("fast", {0: tmp_path / "fast"})]
     page = write_comparison(entries, "slow", tmp_path / "out", "slow or fast")
     said = said_of(page)
-    assert {m["task"] for m in said["metrics"]} == {"caption", "generate", "answer"}
-    assert all(m["differences"]["fast"]["samples"] > 0 for m in said["metrics"])
+    assert {m["task"] for m in said["metrics"]} == {"caption", "generate", "answer", "likelihood"}
+    # What is said of all samples together cannot be paired by them.
+    unpaired = [m["figure"] for m in said["metrics"] if "why_none" in m["differences"]["fast"]]
+    assert unpaired == ["text perplexity"]
+    assert all(m["differences"]["fast"]["samples"] > 0 for m in said["metrics"] if m["figure"] not in unpaired)
+    assert {m["better"] for m in said["metrics"] if m["task"] == "likelihood"} == {"less"}
     assert [c["path"] for c in said["arms"][1]["changes"]] == ["train.lr"]
     assert None not in said["arms"][0]["costs"].values()
     slow, fast = said["curves"]["say"]["slow"], said["curves"]["say"]["fast"]
