@@ -1,6 +1,7 @@
-"""The whole plugin surface. mmkit's own parts enter through the same hooks.
+"""The whole plugin surface. mmkit's own parts, recipes and commands enter through the same hooks.
 
-A plugin is a module that implements any of these functions, marked with `mmkit.hookimpl`.
+A plugin is a module that implements any of these functions, marked with `mmkit.hookimpl`. A distribution that lists its
+names as entry points needs no such module: its list is told through these hooks for it (docs/plugins.md).
 """
 
 from __future__ import annotations
@@ -28,4 +29,16 @@ def mmkit_components(register: Register) -> None:
 
 @hookspec
 def mmkit_recipes(register: Callable[[str, str], None]) -> None:
-    """Name the recipes this plugin ships: ``register(name, "package:folder/file.yaml")``."""
+    """Name the recipes this plugin ships.
+
+    Call ``register(name, "package:folder/file.yaml")`` once for each: `name` is what ``mmkit train`` and ``extends:`` take.
+    """
+
+
+@hookspec
+def mmkit_commands(register: Callable[..., None]) -> None:
+    """Name the subcommands of ``mmkit`` this plugin adds.
+
+    Call ``register(name, "package.module:command", "One line of help.")`` once for each; the target is a `click.Command`,
+    imported when it runs. Without a third argument the help is the first line of the function's docstring.
+    """

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmkit"
 
 # Lowest first. Units of one floor never import each other. The parts of a folder on PARTS are strangers to each other too.
 FLOORS = (
-    ("errors", "hooks"),
+    ("errors", "hooks", "discovery"),
     ("registry", "contracts"),
     ("compose", "kernels"),
     ("nn", "sequence"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
+from collections.abc import Callable
 
 import click
 
-from mmkit.errors import MmkitError
+from mmkit import registry as registries
+from mmkit.errors import MmkitError, PluginError
+from mmkit.hooks import hookimpl
 
 COMMANDS = {
-    "list": "The parts, modalities, sources, launchers and recipes that are installed.",
+    "list": "What is installed, and which package it is from.",
     "check": "Every mistake in a recipe, each with its line.",
     "explain": "What a recipe builds: ports, parameters, memory, tokens, its mask.",
     "train": "Train a recipe.",
@@ -24,18 +26,29 @@ COMMANDS = {
 """Subcommands and their one-line help, so that ``--help`` imports none of them."""
 
 
+@hookimpl
+def mmkit_commands(register: Callable[..., None]) -> None:
+    """Registers this folder's commands."""
+    for name, about in COMMANDS.items():
+        register(name, f"mmkit.cli.{name}:command", about)
+
+
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(registries.load().commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        return importlib.import_module(f"mmkit.cli.{cmd_name}").command
+        try:
+            entry = registries.load().find("command", cmd_name)
+        except PluginError as error:
+            if error.problem.rule == "part.unknown":
+                return None
+            raise
+        return entry.load()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, _about(entry)) for name, entry in registries.load().commands.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]):  # type: ignore[no-untyped-def]
         try:
@@ -55,7 +68,15 @@ class _Lazy(click.Group):
 def _near(word: str) -> str | None:
     from mmkit.compose.words import nearest
 
-    return nearest(word, COMMANDS)
+    return nearest(word, registries.load().commands)
+
+
+def _about(entry: registries.Entry) -> str:
+    if entry.about:
+        return entry.about
+    from mmkit.compose.docstrings import summary  # only plugins leave it to their source
+
+    return summary(entry) or f"From {entry.owner}."
 
 
 def _version(ctx: click.Context, option: click.Parameter, value: bool) -> None:

@@ -14,7 +14,7 @@ from mmkit.compose.rules import BY_NAME, BY_PORT, Case, Rule, named_specs
 from mmkit.errors import MmkitError, Problem, RecipeError
 from mmkit.registry import Registry
 
-ABSENT = frozenset(("part.unknown", "part.broken", "weights.unreachable"))
+ABSENT = frozenset(("part.unknown", "part.broken", "part.contested", "weights.unreachable"))
 """Mistakes that say what is not installed here; the rest of the recipe is still checked with them."""
 
 

@@ -1,33 +1,14 @@
-"""The summary of a registered class, read off its source: fast enough to list everything that is installed."""
+"""What is registered, in one line, read off its source: fast enough to list everything that is installed."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import re
-from pathlib import Path
 
+from mmkit.discovery import file_in, file_of
 from mmkit.registry import Entry
-
-
-@functools.cache
-def file_of(module: str) -> Path | None:
-    """A module's source file, found without importing it or any package above it; None where there is none."""
-    top, *below = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError, AttributeError):
-        return None
-    if spec is None:
-        return None
-    if not below:
-        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    for root in spec.submodule_search_locations or ():
-        inside = Path(root, *below)
-        for path in (inside.with_suffix(".py"), inside / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
 
 
 @functools.cache
@@ -41,7 +22,34 @@ def source_of(module: str) -> str:
 
 
 def summary(entry: Entry) -> str:
-    """The first paragraph of the class's docstring on one line; empty where the source shows none."""
+    """What an entry is, on one line; empty where nothing says it.
+
+    Of a class the first paragraph of its docstring, of a recipe its first comment that says more than how to run it, of a
+    command the help it was registered with, or the first line of its docstring.
+    """
+    if entry.about:
+        return entry.about
+    return {"recipe": _of_recipe, "command": _of_command}.get(entry.kind, _of_class)(entry)
+
+
+def _of_recipe(entry: Entry) -> str:
+    path = file_in(entry.target)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+    comments = [line.lstrip("# ") for line in lines if line.startswith("#")]
+    return next((line for line in comments if not line.startswith("mmkit ")), "")
+
+
+def _of_command(entry: Entry) -> str:
+    module, _, name = entry.target.partition(":")
+    try:
+        body = ast.parse(source_of(module)).body
+    except (SyntaxError, ValueError):
+        return ""
+    found = next((s for s in body if isinstance(s, ast.FunctionDef) and s.name == name), None)
+    return ((found and ast.get_docstring(found)) or "").partition("\n")[0]
+
+
+def _of_class(entry: Entry) -> str:
     module, _, name = entry.target.partition(":")
     source = source_of(module)
     head = re.search(rf"^class {re.escape(name)}\b[^:]*:\s*(?:#[^\n]*)?\n\s+r?(\"\"\"|''')", source, re.MULTILINE)
@@ -60,7 +68,7 @@ def _elsewhere(module: str, name: str, source: str, entry: Entry) -> str:
     return (
         ""
         if target == module
-        else summary(Entry(entry.kind, entry.name, f"{target}:{name}", entry.owner, entry.version))
+        else _of_class(Entry(entry.kind, entry.name, f"{target}:{name}", entry.owner, entry.version))
     )
 
 

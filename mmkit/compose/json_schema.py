@@ -16,7 +16,7 @@ from mmkit.compose.scalars import adapter, alternatives, bare
 from mmkit.compose.typed import hints, keyed_fields
 from mmkit.contracts.options import Spec
 from mmkit.errors import MmkitError
-from mmkit.registry import KINDS, Entry, Registry
+from mmkit.registry import KINDS, OWN, Entry, Registry
 
 _LISTED: dict[Any, str] = {Mixed: "source", Judged: "task"}
 """What a list holds that is written as a part."""
@@ -61,11 +61,12 @@ class _Schema:
                 continue
             members = []
             for entry in self.registry.of(kind):
-                try:
-                    found[f"{kind}.{entry.name}"] = self.part(entry)
-                except MmkitError:
-                    continue
-                members.append(entry.name)
+                for spelling in _spellings(entry):
+                    try:
+                        found[f"{kind}.{spelling.name}"] = self.part(spelling)
+                    except MmkitError:
+                        break
+                    members.append(spelling.name)
             found[kind] = self._any_of(kind, members)
         return found
 
@@ -74,7 +75,7 @@ class _Schema:
         chosen = [
             {
                 "if": {"properties": {"type": {"const": m}}, "required": ["type"]},
-                "then": {"$ref": f"#/$defs/{kind}.{m}"},
+                "then": {"$ref": f"#/$defs/{kind}.{m.replace('/', '~1')}"},
             }
             for m in members
         ]
@@ -153,6 +154,11 @@ class _Schema:
         if base is Any:
             return {}
         return {k: v for k, v in adapter(hint).json_schema().items() if k != "title"}
+
+
+def _spellings(entry: Entry) -> tuple[Entry, ...]:
+    """A part by the names a recipe may write: a plugin's also with its owner before it."""
+    return (entry,) if entry.owner == OWN or "/" in entry.name else (entry, entry.qualified())
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.resources
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from mmkit.compose.document import POISON, Layer, Path_, Place, Tree, parse, read, short
-from mmkit.errors import Problem
+from mmkit.discovery import file_in
+from mmkit.errors import PluginError, Problem
 from mmkit.registry import Registry
 
 MAX_EXTENDS = 16
@@ -30,10 +30,12 @@ def locate(name: str | Path, registry: Registry) -> Path | None:
     path = Path(name)
     if isinstance(name, Path) or path.suffix in (".yaml", ".yml") or os.path.isfile(name):  # noqa: PTH113 - never raises
         return path
-    if name not in registry.recipes:
+    try:
+        target = registry.find("recipe", name).target
+    except PluginError:
         return None
-    package, _, inside = registry.recipes[name].partition(":")
-    return Path(str(importlib.resources.files(package).joinpath(inside)))
+    # A file that is not there is told of by whoever opens it.
+    return file_in(target) or Path(target.replace(":", "/"))
 
 
 def _shown(path: Path) -> str:
@@ -42,6 +44,12 @@ def _shown(path: Path) -> str:
 
 
 def _unknown(name: str, registry: Registry) -> tuple[str, str]:
+    """Why `locate` finds nothing, and what to do."""
+    try:
+        registry.find("recipe", name)
+    except PluginError as error:
+        if error.problem.rule != "part.unknown":
+            return f"recipe {short(name)!r}: {error.problem.fact}", error.problem.remedy
     near = difflib.get_close_matches(name, registry.recipes, 1)
     known = ", ".join(sorted(registry.recipes)) or "none"
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -131,10 +131,11 @@ class RecipeTyper(Typer):
             entry = self.registry.find(kind, name)
             options_class(entry)
         except PluginError as error:
-            if (kind, name) in self.registry.entries:
-                self.report((*path, "type"), error.problem.fact, error.problem.remedy, "part.broken")
-            else:
+            problem = error.problem
+            if problem.rule == "part.unknown":
                 self.report((*path, "type"), *self._unknown_part(kind, name), "part.unknown")
+            else:
+                self.report((*path, "type"), problem.fact, problem.remedy, problem.rule or "part.broken")
             return None
         return entry
 

@@ -124,7 +124,8 @@ def test_list_as_json() -> None:
 
 
 def test_list_reports_broken_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registries, "load", lambda: Registry(broken={"sad-plugin": "ImportError: no module named x"}))
+    sad = Registry(commands=registries.load().commands, broken={"sad-plugin": "ImportError: no module named x"})
+    monkeypatch.setattr(registries, "load", lambda: sad)
     assert "broken: sad-plugin: ImportError: no module named x" in run("list").output
     assert json.loads(run("list", "--json").output)["broken"] == {"sad-plugin": "ImportError: no module named x"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from mmkit.compose.document import Layer, parse
 from mmkit.compose.layers import forms, interpolate, merge, override, read_chain
-from mmkit.registry import Registry
+from mmkit.registry import Entry, Registry
 
 
 def layer(text: str, file: str = "f.yaml") -> Layer:
@@ -53,7 +53,10 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def chain(path: Path | str) -> tuple[Layer | None, list[str]]:
-    found, problems = read_chain(path, Registry(recipes={"shipped": "mmkit.recipes:transfusion-tiny.yaml"}))
+    found, problems = read_chain(
+        path,
+        Registry(recipes={"shipped": Entry("recipe", "shipped", "mmkit.recipes:transfusion-tiny.yaml", "mmkit", "1")}),
+    )
     return found, [f"{Path(p.file).name}:{p.line}:{p.rule}" for p in problems]
 
 
