@@ -116,6 +116,12 @@ class Metric(ABC):
     """Of the numbers that `each` gives; truth values are shares."""
     better: ClassVar[Better] = "more"
 
+    def load(self) -> None:  # noqa: B027 (nothing to load is the usual case)
+        """Loads what it judges by, such as a frozen network: called before any task is run, so that a mistake costs none.
+
+        Raises `ContractError` or `CheckpointError` where that cannot be had.
+        """
+
     def why_not(self, records: Sequence[Record]) -> str:
         """Why it does not apply to these records (``no images among the targets``); empty where it does."""
         return ""

@@ -44,6 +44,10 @@ class Features:
             )  # fmt: skip
         return encoder.eval().requires_grad_(False)
 
+    def load(self) -> None:
+        """Builds the encoder now."""
+        _ = self.encoder
+
     @property
     def width(self) -> int:
         """Channels of a feature."""

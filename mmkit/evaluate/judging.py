@@ -82,20 +82,24 @@ def evaluate(
     """Every task that applies to the subject, and the figures of its metrics.
 
     `tick` is called with the task's name, how much of it is done, and of how much. Raises `ContractError` where two tasks
-    would report under one name.
+    would report under one name, and what metrics raise that cannot load what they judge by, before anything is run.
     """
+    ready = [_built(judged) for judged in tasks]
+    for place, judged in enumerate(tasks):
+        if any((one.task.name, one.name) == (judged.task.name, judged.name) for one in tasks[:place]):
+            raise _twice(place, judged, judged.task.name)
+    for _, metrics in ready:
+        for _, metric in metrics:
+            metric.load()
     records: list[Record] = []
     figures: dict[str, dict[str, Figure]] = {}
     curves: list[Curve] = []
     notes: list[str] = []
-    for place, judged in enumerate(tasks):
-        found = _run(judged, subject, tick)
+    for place, (judged, (task, metrics)) in enumerate(zip(tasks, ready, strict=True)):
+        found = _run(judged, task, metrics, subject, tick)
         taken = sorted(figures.keys() & found.figures.keys())
         if taken:
-            raise ContractError(
-                f"evaluate.{place}", f"{judged.task.name} reports {taken[0]!r}, and so does a task before it",
-                "give one of the two a `name:`",
-            )  # fmt: skip
+            raise _twice(place, judged, taken[0])
         records += found.records
         figures |= found.figures
         curves += found.curves
@@ -103,15 +107,29 @@ def evaluate(
     return Evaluation(tuple(records), figures, tuple(curves), tuple(notes))
 
 
-def _run(judged: Judged, subject: Subject, tick: Callable[[str, int, int], None] | None) -> Evaluation:
-    """One task with its metrics."""
+Named = Sequence[tuple[str, Metric]]
+
+
+def _built(judged: Judged) -> tuple[Task, Named]:
+    """The task, and its metrics by name."""
     task: Task = judged.task.build()
+    named = judged.metrics if judged.metrics is not None else tuple(spec("metric", name) for name in type(task).metrics)
+    return task, [(one.name, one.build()) for one in named]
+
+
+def _twice(place: int, judged: Judged, group: str) -> ContractError:
+    fact = f"{judged.task.name} reports {group!r}, and so does a task before it"
+    return ContractError(f"evaluate.{place}", fact, "give one of the two a `name:`")
+
+
+def _run(
+    judged: Judged, task: Task, metrics: Named, subject: Subject, tick: Callable[[str, int, int], None] | None
+) -> Evaluation:
+    """One task with its metrics."""
     title = judged.name or judged.task.name
     if why := task.why_not(subject):
         return Evaluation((), {}, notes=(f"{title}: {why}",))
     outcome = task.run(subject, lambda done, total: tick(title, done, total) if tick else None)
-    named = judged.metrics if judged.metrics is not None else tuple(spec("metric", name) for name in type(task).metrics)
-    metrics = [(one.name, one.build()) for one in named]
     groups: dict[str, list[Record]] = {}
     for record in outcome.records:
         groups.setdefault(record.group, []).append(record)
@@ -137,7 +155,7 @@ class Summed:
     idle: dict[str, str] = field(default_factory=dict)
 
 
-def summed(records: Sequence[Record], metrics: Sequence[tuple[str, Metric]], subject: Subject) -> Summed:
+def summed(records: Sequence[Record], metrics: Named, subject: Subject) -> Summed:
     """The figures of one group. Raises `ContractError` where two metrics give figures of one name."""
     values: list[dict[str, Value]] = [dict(record.values) for record in records]
     ways: dict[str, Metric | None] = {name: None for own in values for name in own}
@@ -173,7 +191,7 @@ def figure_of(values: Sequence[Value], metric: Metric | None = None) -> Figure:
     return Figure(mean, len(values), low, high, unit, better)
 
 
-def _idle(title: str, metrics: Sequence[tuple[str, Metric]], sums: Mapping[str, Summed]) -> Iterator[str]:
+def _idle(title: str, metrics: Named, sums: Mapping[str, Summed]) -> Iterator[str]:
     """A note on every metric that applies to no group."""
     for name, _ in metrics if sums else ():
         reasons = [one.idle[name] for one in sums.values() if name in one.idle]

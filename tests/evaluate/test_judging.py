@@ -29,10 +29,21 @@ class Guess(Task):
     def __init__(self, config):
         pass
 
+    runs = 0
+
     def run(self, subject, tick):
+        type(self).runs += 1
         tick(4, 4)
         records = tuple(Record("guess", s, (i,), {"number": float(i)}) for i, s in enumerate(subject.samples))
         return Outcome(records, {"speed": {"runs": Figure(7.0, 1)}}, (Curve("c", "x", "y", ((0.0, 1.0), (1.0, 2.0))),))
+
+
+class Timed(Guess):
+    """Knows the unit of what its records say."""
+
+    def run(self, subject, tick):
+        outcome = super().run(subject, tick)
+        return replace(outcome, figures={"guess": {"number": Figure(1.5, 4, 0.0, 3.0, "s", "less")}})
 
 
 class Idle(Guess):
@@ -82,15 +93,34 @@ def test_truth_values_are_shares_numbers_are_means_and_the_whole_comes_first():
     assert ticks == [("guess", 4, 4)] and found.notes == ()
 
 
+class Lost(Even):
+    def load(self):
+        raise CheckpointError("lost", "is nowhere", "look again")
+
+
+def test_what_a_metric_cannot_load_is_told_before_anything_is_run(counted):
+    with pytest.raises(CheckpointError, match="is nowhere"):
+        evaluate(NOBODY, [judged(Guess), judged(Timed, Lost)])
+    assert Guess.runs == 0
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    monkeypatch.setattr(Guess, "runs", 0)
+
+
 def test_what_does_not_apply_is_noted_and_stops_nothing():
     found = evaluate(NOBODY, [judged(Idle, Even), judged(Guess, Never)])
     assert found.notes == ("idle: there is nothing to guess", "guess: never does not apply: no pictures")
     assert list(found.figures["guess"]) == ["number"]
 
 
-def test_two_tasks_that_report_under_one_name_need_names():
+def test_two_tasks_that_report_under_one_name_need_names(counted):
     with pytest.raises(ContractError, match=r"evaluate\.1.*guess reports 'guess'.*`name:`"):
         evaluate(NOBODY, [judged(Guess), judged(Guess)])
+    assert Guess.runs == 0, "told before anything is run"
+    with pytest.raises(ContractError, match=r"evaluate\.1.*timed reports 'guess'"):
+        evaluate(NOBODY, [judged(Guess), judged(Timed)])
     found = evaluate(NOBODY, [judged(Guess), judged(Guess, name="again")])
     assert list(found.figures) == ["guess", "speed", "again/guess", "again/speed"]
     assert len(found.of("again/guess")) == 4 and [c.title for c in found.curves] == ["c", "again: c"]
@@ -101,14 +131,6 @@ def test_two_metrics_with_a_figure_of_one_name_are_refused():
         twice = Judged(task=named("task", Guess), metrics=(named("metric", Even, "a"), named("metric", Even, second)))
         with pytest.raises(ContractError, match=f"metric {second}: its figure 'even' is one of another metric, too"):
             evaluate(NOBODY, [twice])
-
-
-class Timed(Guess):
-    """Knows the unit of what its records say."""
-
-    def run(self, subject, tick):
-        outcome = super().run(subject, tick)
-        return replace(outcome, figures={"guess": {"number": Figure(1.5, 4, 0.0, 3.0, "s", "less")}})
 
 
 def test_a_task_knows_its_own_figures_best():

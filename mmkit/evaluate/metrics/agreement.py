@@ -6,7 +6,7 @@ Shape suffixes: S tokens of the scorer's text head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class Agreement(Metric):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    def load(self) -> None:
+        """The scorer."""
+        _ = self.scorer
+
     def why_not(self, records: Sequence[Record]) -> str:
         """No image after a text."""
         return "" if prompted(records) else UNPROMPTED
@@ -77,7 +81,6 @@ class Agreement(Metric):
         with torch.random.fork_rng(devices=[]):
             scorer = load(path)
         _check(scorer, path)
-        _without_extra_terms(_head(scorer))
         return scorer.requires_grad_(False)
 
 
@@ -94,14 +97,6 @@ def _check(scorer: UnifiedModel, path: Path) -> None:
         )  # fmt: skip
 
 
-def _without_extra_terms(head: Head) -> None:
-    """Sets the terms of a head's loss that are no likelihood to nothing."""
-    config = getattr(head, "config", None)
-    extra = {field.name for field in fields(config)} & {"label_smoothing", "z_loss"} if config is not None else ()
-    if extra:
-        head.config = replace(config, **dict.fromkeys(extra, 0.0))
-
-
 def _head(scorer: UnifiedModel) -> Head:
     return scorer.heads[_name(scorer)]
 
@@ -115,11 +110,11 @@ def log_likelihoods(scorer: UnifiedModel, pairs: Sequence[tuple[Tensor, str]]) -
     """Mean log-likelihood per token of each text after its image ``[3, H, W]``, the end mark included."""
     samples = [Sample(str(i), (Segment("image", a), Segment("text", b, "target"))) for i, (a, b) in enumerate(pairs)]
     found: dict[int, float] = {}
-    for batch in scorer.batches(samples, step=0, budget=BUDGET, seed=0):
+    for batch in scorer.batches(samples, step=0, budget=BUDGET, seed=0, drop=False):
         spans = [span for span, _ in batch.targets[_name(scorer)]]
         lengths = [scorer.router.learned(span) for span in spans]
         # Behind the spans' own tokens stand the marks the head also chooses, which are no words of the text.
-        value_S = scorer(batch).heads[_name(scorer)].value_S[: sum(lengths)]
-        for span, own_S in zip(spans, value_S.split(lengths), strict=True):
+        nats_S = scorer(batch).heads[_name(scorer)].nats_S[: sum(lengths)]
+        for span, own_S in zip(spans, nats_S.split(lengths), strict=True):
             found[int(batch.samples[span.doc])] = -float(own_S.double().mean())
     return [found[i] for i in range(len(pairs))]

@@ -48,6 +48,10 @@ class CLIPScore(Metric):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    def load(self) -> None:
+        """CLIP."""
+        _ = self._clip
+
     def why_not(self, records: Sequence[Record]) -> str:
         """No image after a text."""
         return "" if prompted(records) else UNPROMPTED

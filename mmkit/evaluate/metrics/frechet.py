@@ -44,6 +44,10 @@ class Frechet(Metric):
         self.least = config.least
         self.features = Features(config.features, "frechet.features")
 
+    def load(self) -> None:
+        """The encoder."""
+        self.features.load()
+
     def why_not(self, records: Sequence[Record]) -> str:
         """No images, or too few for the features."""
         count = len(all_pairs(records)[0])

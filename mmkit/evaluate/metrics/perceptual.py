@@ -38,6 +38,10 @@ class Perceptual(Metric):
     def __init__(self, config: Config) -> None:
         self.features = Features(config.features, "perceptual.features")
 
+    def load(self) -> None:
+        """The encoder."""
+        self.features.load()
+
     def why_not(self, records: Sequence[Record]) -> str:
         """No image, or none of the size it should be."""
         return "" if same_size_pairs(records) else NO_IMAGES

@@ -44,6 +44,10 @@ class PrecisionRecall(Metric):
         self.k = config.k
         self.features = Features(config.features, "precision_recall.features")
 
+    def load(self) -> None:
+        """The encoder."""
+        self.features.load()
+
     def why_not(self, records: Sequence[Record]) -> str:
         """No images, or none with so many neighbours."""
         count = len(all_pairs(records)[0])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from torch import Tensor
 
 from mmkit.contracts.evaluation import Metric, Record, Subject, Value
-from mmkit.errors import ContractError
 from mmkit.evaluate.contents import NO_IMAGES, averaged, same_size_pairs
 
 WINDOW = 11
@@ -31,28 +31,21 @@ class SSIM(Metric):
         self.config = config
 
     def why_not(self, records: Sequence[Record]) -> str:
-        """No image of the size it should be, or all smaller than the window."""
+        """No image of the size it should be, or all smaller than the window; or torchmetrics is not installed."""
         both = same_size_pairs(records)
         if not both:
             return NO_IMAGES
-        return (
-            "" if any(_seen(a) for _, a, _ in both) else f"images smaller than its window of {WINDOW} x {WINDOW} pixels"
-        )
+        if not any(_seen(a) for _, a, _ in both):
+            return f"images smaller than its window of {WINDOW} x {WINDOW} pixels"
+        return "" if find_spec("torchmetrics") else "torchmetrics is not installed; run `pip install 'mmkit[eval]'`"
 
     def each(self, records: Sequence[Record], subject: Subject) -> list[dict[str, Value]]:
-        """``ssim`` of each record; where it has several images, their mean. Raises `ContractError` without torchmetrics."""
-        compare = _torchmetrics()
+        """``ssim`` of each record; where it has several images, their mean."""
+        from torchmetrics.functional.image import structural_similarity_index_measure as compare
+
         seen = ((i, a[None], b[None]) for i, a, b in same_size_pairs(records) if _seen(a))
         return averaged("ssim", len(records), ((i, float(compare(b, a, data_range=1.0))) for i, a, b in seen))
 
 
 def _seen(image: Tensor) -> bool:
     return min(image.shape[-2:]) >= WINDOW
-
-
-def _torchmetrics() -> Callable[..., Tensor]:
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError:
-        raise ContractError("metric ssim", "torchmetrics is not installed", "run `pip install 'mmkit[eval]'`") from None
-    return structural_similarity_index_measure
