@@ -7,7 +7,6 @@ import builtins
 import contextlib
 import importlib.util
 import keyword
-import os
 import re
 import shutil
 import tempfile
@@ -164,7 +163,7 @@ def _write(files: dict[str, str], folder: Path) -> None:
         for path, text in files.items():
             (whole / path).parent.mkdir(parents=True, exist_ok=True)
             (whole / path).write_text(text, encoding="utf-8")
-        os.replace(whole, folder)
+        whole.replace(folder)
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(aside)
