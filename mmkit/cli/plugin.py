@@ -15,20 +15,24 @@ def command() -> None:
     """Begin a package that provides a part, or check one: for authors of plugins."""
 
 
-@command.command(epilog="Example: mmkit plugin new sparkle --kind head")
-@click.argument("name")
-@click.option("--kind", required=True, type=click.Choice(KINDS), help="What it provides.")
+@command.command(epilog="Example: mmkit plugin new head sparkle, or mmkit plugin new sparkle --kind head")
+@click.argument("words", nargs=-1, metavar="[KIND] NAME")
+@click.option("--kind", type=click.Choice(KINDS), help="What it provides, where KIND is not written before NAME.")
 @click.option(
     "--into", type=click.Path(path_type=Path), metavar="FOLDER",
     help="The package's folder, which is not there yet or empty. Default: mmkit-NAME.",
 )  # fmt: skip
-def new(name: str, kind: str, into: Path | None) -> None:
+def new(words: tuple[str, ...], kind: str | None, into: Path | None) -> None:
     """Write a complete package around a part NAME that works: its code, a recipe that trains, a test, a CI file.
 
     What recipes write after `type:` is NAME; the package is called mmkit-NAME.
     """
     from mmkit.plugin.scaffold import Names, create
 
+    words = (kind, *words) if kind else words
+    if len(words) != 2:
+        raise click.UsageError("give a kind and a name: mmkit plugin new head sparkle")
+    kind, name = click.Choice(KINDS)(words[0]), words[1]
     names = Names.of(kind, name)
     folder = into or Path(names.distribution)
     for path in create(names, folder):
