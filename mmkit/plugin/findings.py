@@ -34,22 +34,24 @@ def lines(findings: Sequence[Finding]) -> list[str]:
         wrong = [f for f in own if not f.ok]
         title = f"{distribution} {entry}".strip()
         said.append(f"{title}: {len(own) - len(wrong)} of {len(own)} checks hold ({sum(f.seconds for f in own):.1f} s)")
-        said += [f"  failed: {f.check}{f' ({f.case})' if f.case else ''}: {f.reason}" for f in wrong]
+        said += [f"  failed: {_named(f)}: {' '.join(f.reason.split())}" for f in wrong]
     return said
 
 
 def markdown(findings: Sequence[Finding]) -> str:
-    """For a README: one table for each distribution. The same findings give the same text, whatever time they took."""
+    """For a README: one table for each distribution, with one row for all cases in which a check holds.
+
+    The same findings give the same text, whatever time they took.
+    """
     pages = []
     for distribution in dict.fromkeys(f.distribution for f in findings):
         own = [f for f in findings if f.distribution == distribution]
         held = sum(f.ok for f in own)
         title = f"{distribution} {discovery.version(distribution) or ''}".strip()
-        rows = [
-            f"| {_cell(f.entry or 'the package')} | {_cell(f.check + (f' ({f.case})' if f.case else ''))} "
-            f"| {'ok' if f.ok else '**failed**'} | {_cell(f.reason)} |"
-            for f in own
-        ]
+        groups: dict[tuple[str, str, str], list[Finding]] = {}
+        for f in own:
+            groups.setdefault((f.entry, f.check, "" if f.ok else f.case), []).append(f)
+        rows = [_row(group) for group in groups.values()]
         head = ["| of | check | result | reason |", "|---|---|---|---|"]
         told = f"`mmkit plugin check`: {held} of {len(own)} checks hold, with {_with()}."
         pages.append("\n".join([f"## Checks of {title}", "", told, "", *head, *rows, ""]))
@@ -67,6 +69,19 @@ def _grouped(findings: Sequence[Finding]) -> dict[tuple[str, str], list[Finding]
     for finding in findings:
         groups.setdefault((finding.distribution, finding.entry), []).append(finding)
     return groups
+
+
+def _row(alike: Sequence[Finding]) -> str:
+    """One check that holds in each of some cases, or fails in one."""
+    first = alike[0]
+    check = f"{first.check} ({len(alike)} cases)" if len(alike) > 1 else _named(first)
+    reason = first.reason if len({f.reason for f in alike}) == 1 else ""
+    cells = (first.entry or "the package", check, "ok" if first.ok else "**failed**", reason)
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _named(finding: Finding) -> str:
+    return f"{finding.check} ({finding.case})" if finding.case else finding.check
 
 
 def _with() -> str:

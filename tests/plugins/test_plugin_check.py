@@ -126,7 +126,7 @@ def test_what_the_kit_finds(site: Site, tmp_path: Path) -> None:
     add(site, "bad")
     report = tmp_path / "CHECKS.md"
     result = check("bad_kit", "--report", str(report))
-    assert result.exit_code == 1 and "  failed: widths are true: it is 3 | and\nnot 4" in result.stdout
+    assert result.exit_code == 1 and "  failed: widths are true: it is 3 | and not 4\n" in result.stdout
     page = report.read_text()
     assert page.startswith(
         "## Checks of bad-kit 1.0\n\n`mmkit plugin check`: 5 of 6 checks hold, with mmkit 0.1.0, torch "
@@ -318,6 +318,17 @@ def test_a_report_that_cannot_be_written(site: Site) -> None:
 def test_the_kit_is_mmkits_own_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert checking.KIT == "mmkit.testing"
+
+
+def test_cases_in_which_a_check_holds_are_one_row() -> None:
+    same = [Finding("a", "head/b", "it holds", True, "", 1.0, case) for case in ("one", "two")]
+    wrong = [Finding("a", "head/b", "it holds", False, "no", 1.0, case) for case in ("three", "four")]
+    rows = [line for line in markdown([*same, *wrong]).splitlines() if "it holds" in line]
+    assert rows == [
+        "| head/b | it holds (2 cases) | ok |  |",
+        "| head/b | it holds (three) | **failed** | no |",
+        "| head/b | it holds (four) | **failed** | no |",
+    ]
 
 
 def test_findings_without_any() -> None:
