@@ -76,10 +76,8 @@ def check(target: Target, folder: Path, timeout: float, tell: Callable[[str], No
                     yield Finding(target.distribution, **told)
             if died and left:
                 last = _last_line(stderr)
-                yield Finding(
-                    target.distribution, "" if stage == LIST else stage, "it comes to an end", False,
-                    died + (f": {last}" if last else ""), timeout if died.startswith("still") else 0.0,
-                )  # fmt: skip
+                reason = f"{died}: {last}" if last else died
+                yield Finding(target.distribution, "" if stage == LIST else stage, "it comes to an end", False, reason)
                 left.remove(stage)
 
 
