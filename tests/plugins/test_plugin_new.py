@@ -88,7 +88,9 @@ def test_the_recipe_of_the_readme_is_a_recipe(kind: str, made: Path) -> None:
     assert f": new-{kind}" in block and isinstance(yaml.safe_load(block), dict)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in (*APART, "launcher") else kind for kind in KINDS]
+)
 def test_the_package_works(kind: str, made: Path, site: Site, tmp_path: Path) -> None:
     """Found with nothing to be said against it, its recipe sound; and its own tests, which train the recipe, pass."""
     install(site, made)
