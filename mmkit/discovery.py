@@ -46,7 +46,7 @@ def installed() -> list[Distribution]:
 
 def version(name: str) -> str | None:
     """The version of an installed distribution; None where it is not installed."""
-    folder = _folders().get(_normal(name))
+    folder = _folders().get(normal(name))
     return _header(_metadata(folder), "Version") if folder else None
 
 
@@ -104,7 +104,7 @@ def _folders() -> dict[str, str]:
         for name in names:
             stem, dot, _ = name.rpartition(".")
             if dot and name.endswith((".dist-info", ".egg-info")):
-                found.setdefault(_normal(stem.partition("-")[0]), os.path.join(root, name))  # noqa: PTH118 - fast
+                found.setdefault(normal(stem.partition("-")[0]), os.path.join(root, name))  # noqa: PTH118 - fast
     return found
 
 
@@ -155,5 +155,6 @@ def _text(path: str) -> str:
         return ""
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """A name as pip compares it."""
     return re.sub(r"[-_.]+", "_", name).lower()

@@ -24,6 +24,7 @@ FLOORS = (
     ("train", "evaluate", "explain"),
     ("demo",),
     ("ablate",),
+    ("plugin",),
     ("cli",),
     ("__main__",),
 )

@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "Swap parts of a recipe, train every arm, judge them.",
     "compare": "Lay trained runs side by side: which is better, and is it real?",
     "schema": "The JSON Schema of recipes, for editors.",
+    "plugin": "Begin a package with a part of your own, or check one.",
 }
 """Subcommands and their one-line help, so that ``--help`` imports none of them."""
 
