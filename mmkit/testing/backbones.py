@@ -115,15 +115,19 @@ def cached_equals_uncached(case: BackboneCase) -> None:
     layout, packed = _inline(case)
     whole = part(packed).x_TD
     starts = {row: int(np.flatnonzero(layout.doc == row)[0]) for row in (0, 1)}
-    cuts = {0: [(0, 3), (3, 9), (9, 10), (10, 11)], 1: [(0, 4), (4, 9), (9, 13), (13, 14)]}
+    cuts = {0: [(0, 3), (3, 9), (9, 10), (10, 11)], 1: [(0, 4), (4, 9), (9, 13), (13, 17), (17, 18)]}
     blocks = [d.tokens for d in documents(MIXED, part)]
     cache, tracker = part.new_cache(2, 4), Tracker(2)
-    for step in range(4):
+    for step in range(5):
         new, index = [], []
         for row in (0, 1):
+            if step >= len(cuts[row]):
+                continue
             start, stop = cuts[row][step]
             block = blocks[row]
-            piece = replace(block, **{f: getattr(block, f)[start:stop] for f in ("rank", "hidden", "stream", "positions")})
+            piece = replace(
+                block, **{f: getattr(block, f)[start:stop] for f in ("rank", "hidden", "stream", "positions")}
+            )
             new.append((row, piece, not layout.tokens.hidden[starts[row] + start]))
             index += range(starts[row] + start, starts[row] + stop)
         cache.reserve(tracker.needed(new))
@@ -142,7 +146,11 @@ def a_cache_is_where_the_weights_are(case: BackboneCase) -> None:
 
     part = duplicate(case.part).to(torch.bfloat16)
     found = [t for _, t in _held(vars(part.new_cache(1, 4)), "cache")]
-    demand(all(t.dtype == torch.bfloat16 for t in found if t.is_floating_point()), "new_cache", "it is not in the weights' dtype")
+    demand(
+        all(t.dtype == torch.bfloat16 for t in found if t.is_floating_point()),
+        "new_cache",
+        "it is not in the weights' dtype",
+    )
     found = [t for _, t in _held(vars(part.to("meta").new_cache(1, 4)), "cache")]
     demand(all(t.is_meta for t in found), "new_cache", "it is not on the weights' device")
 
@@ -165,7 +173,11 @@ def one_token_is_enough(case: BackboneCase) -> None:
     """A sequence of one token, which sees itself only, gives a finite state."""
     layout = join(documents(((("text", (1,)),),), case.part), case.part.positions.axes)
     found = case.part(replace(draw(layout, case.part), memory=None, memory_plan=None)).x_TD
-    demand(tuple(found.shape) == (1, case.part.dim) and found.isfinite().all(), "forward", "one token gives no finite state")
+    demand(
+        tuple(found.shape) == (1, case.part.dim) and found.isfinite().all(),
+        "forward",
+        "one token gives no finite state",
+    )
 
 
 @check("backbone")
@@ -178,7 +190,11 @@ def a_condition_is_read_where_it_is_declared(case: BackboneCase) -> None:
     other = case.part(replace(packed, condition_TD=packed.condition_TD + 1)).x_TD
     demand(not _near(other, case.part(packed).x_TD), "modulates", "its states do not depend on the condition")
     zero = case.part(replace(packed, condition_TD=torch.zeros_like(packed.condition_TD))).x_TD
-    demand(_near(zero, case.part(replace(packed, condition_TD=None)).x_TD), "modulates", "no condition is not the same as zero")
+    demand(
+        _near(zero, case.part(replace(packed, condition_TD=None)).x_TD),
+        "modulates",
+        "no condition is not the same as zero",
+    )
 
 
 @check("backbone")
@@ -191,7 +207,11 @@ def memory_is_read_where_it_is_declared(case: BackboneCase) -> None:
     layout, packed = mixed(case.part, plans)
     first = torch.from_numpy(layout.memory_doc == 0)
     x_SD = torch.where(first[:, None], packed.memory.x_TD + 1, packed.memory.x_TD)
-    change = (case.part(replace(packed, memory=replace(packed.memory, x_TD=x_SD))).x_TD - case.part(packed).x_TD).abs().amax(-1)
+    change = (
+        (case.part(replace(packed, memory=replace(packed.memory, x_TD=x_SD))).x_TD - case.part(packed).x_TD)
+        .abs()
+        .amax(-1)
+    )
     mine = torch.from_numpy(layout.doc == 0)
     demand(change[mine].max() > 1e-5, "crosses", "its states do not depend on the memory")
     demand(change[~mine].max() < 1e-5, "crosses", "memory of one document is seen by another")

@@ -23,7 +23,7 @@ from mmkit.contracts.values import Packed, Targets
 from mmkit.errors import ContractError, MmkitError, RecipeError
 from mmkit.registry import Entry, Registry
 from mmkit.testing import sequences
-from mmkit.testing.catalogue import Fault
+from mmkit.testing.catalogue import Untyped
 from mmkit.testing.contents import contents
 from mmkit.testing.examples import Options
 
@@ -76,8 +76,8 @@ class Case:
         try:
             return spec(self.entry.kind, self.entry.name, self.options, self.registry)
         except RecipeError as error:
-            what = "its example" if self.options else "it has no `examples`, and its defaults"
-            raise Fault(f"{self.title}: {what} cannot be typed: {error}") from error
+            what = "its example" if self.options else "it declares no `examples`, and its defaults"
+            raise Untyped(f"{what} cannot be typed: {error}") from error
 
     @property
     def config(self) -> Any:
@@ -121,6 +121,10 @@ class PartCase(Case):
     @abstractmethod
     def drive(self, part: Any, inputs: Any) -> dict[str, Tensor]:
         """Everything it can be asked of these inputs, by name."""
+
+    def halved(self, inputs: Any) -> Any:
+        """The inputs of a part in bf16."""
+        return cast(inputs, torch.bfloat16)
 
     def outputs(self, part: Any | None = None, inputs: Any | None = None) -> dict[str, Tensor]:
         """`drive` with the default inputs, of the shared part where none is given."""
@@ -172,6 +176,10 @@ def tensors(value: Any) -> list[Tensor]:
 class EncoderCase(PartCase):
     """Contents of its port's modality in; features out."""
 
+    def halved(self, inputs: Any) -> Any:
+        """Contents are in their canonical form whatever the part's dtype."""
+        return inputs
+
     def inputs(self, part: Any, seed: int = 0) -> list[Any]:
         """Three contents of sizes it takes."""
         return contents(part.port.modality, self.registry, part.grid, seed)
@@ -219,6 +227,10 @@ class ConnectorCase(PartCase):
 class TokenizerCase(PartCase):
     """Contents in; codes or latents, and contents again, out."""
 
+    def halved(self, inputs: Any) -> Any:
+        """Contents are in their canonical form whatever the part's dtype."""
+        return inputs
+
     def ready(self, part: Any) -> None:
         """Fitted, where it must see data first."""
         if not part.fitted:
@@ -249,8 +261,9 @@ class BackboneCase(PartCase):
         return (sequences.STREAMS,)
 
     def inputs(self, part: Any, seed: int = 0) -> Packed:
-        """Three documents; the second has a noised picture, hidden from what follows."""
-        return sequences.mixed(part, seed=seed + 1)[1]
+        """A few documents; one has a noised picture, hidden from what follows, and one a memory where the part reads it."""
+        plans = sequences.CROSSED if part.crosses else sequences.MIXED
+        return sequences.mixed(part, plans, seed=seed + 1)[1]
 
     def drive(self, part: Any, inputs: Packed) -> dict[str, Tensor]:
         """The hidden states, and auxiliary losses."""
@@ -312,9 +325,14 @@ class HeadCase(PartCase):
         """Spans of the streams in turn, whose random numbers depend on which span it is."""
         names = [t.stream for t in self.targets]
         streams = tuple(names[(first + i) % len(names)] for i in range(len(lengths)))
-        each = [self.tokens(part, s, n, 100 * seed + first + i) for i, (s, n) in enumerate(zip(streams, lengths, strict=True))]
+        each = [
+            self.tokens(part, s, n, 100 * seed + first + i)
+            for i, (s, n) in enumerate(zip(streams, lengths, strict=True))
+        ]
         empty = torch.zeros(0, dtype=torch.long) if part.vocabulary is not None else torch.zeros(0, WIDTH)
-        generators = tuple(torch.Generator(device="cpu").manual_seed(1000 * seed + first + i) for i in range(len(lengths)))
+        generators = tuple(
+            torch.Generator(device="cpu").manual_seed(1000 * seed + first + i) for i in range(len(lengths))
+        )
         return Targets(torch.cat([empty, *each]), tuple(lengths), tuple((n,) for n in lengths), streams, generators)
 
     def hidden(self, count: int, seed: int = 0) -> Tensor:

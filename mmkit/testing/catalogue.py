@@ -22,6 +22,10 @@ class Fault(AssertionError):
     """What a check found: the place in the part, and the fact."""
 
 
+class Untyped(Fault):
+    """A component's options cannot be had: its example is wrong, or it has none and its defaults do not do."""
+
+
 class Inapplicable(Exception):
     """A check has nothing to say of this component, and why."""
 

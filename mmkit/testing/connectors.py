@@ -18,7 +18,9 @@ def what_it_takes_is_declared(case: ConnectorCase) -> None:
     """`takes` is a frozen set of the spaces that sources give."""
     known = set(get_args(Space))
     demand(isinstance(case.cls.takes, frozenset), "takes", f"it is a {type(case.cls.takes).__name__}, not a frozenset")
-    demand(case.cls.takes and case.cls.takes <= known, "takes", f"it is {set(case.cls.takes)}; spaces are {sorted(known)}")
+    demand(
+        case.cls.takes and case.cls.takes <= known, "takes", f"it is {set(case.cls.takes)}; spaces are {sorted(known)}"
+    )
 
 
 @check("connector", each=False)
@@ -45,7 +47,9 @@ def the_folded_port_is_measured(case: ConnectorCase) -> None:
         if port.space == "codes":
             demand(not folded.is_floating_point(), "fold", f"codes become {folded.dtype}")
         else:
-            demand(folded.shape[-1] == port.width, "port", f"folded tokens are {folded.shape[-1]} wide, not {port.width}")
+            demand(
+                folded.shape[-1] == port.width, "port", f"folded tokens are {folded.shape[-1]} wide, not {port.width}"
+            )
 
 
 @check("connector")
@@ -90,7 +94,11 @@ def contents_end_to_end_are_what_each_is_alone(case: ConnectorCase) -> None:
     inputs = case.inputs(case.part)
     together = case.outputs()["embeddings"]
     alone = torch.cat([case.drive(case.part, [x])["embeddings"] for x in inputs])
-    demand(torch.allclose(together, alone, atol=1e-5, rtol=1e-4), "forward", "a content's embeddings depend on its neighbours")
+    demand(
+        torch.allclose(together, alone, atol=1e-5, rtol=1e-4),
+        "forward",
+        "a content's embeddings depend on its neighbours",
+    )
 
 
 @check("connector")

@@ -26,7 +26,9 @@ def the_features_port_is_declared(case: EncoderCase) -> None:
 def the_features_width_is_measured(case: EncoderCase) -> None:
     """Features are as wide as `port` says."""
     for name, x in case.outputs().items():
-        demand(x.shape[-1] == case.part.port.width, "port", f"{name} are {x.shape[-1]} wide, not {case.part.port.width}")
+        demand(
+            x.shape[-1] == case.part.port.width, "port", f"{name} are {x.shape[-1]} wide, not {case.part.port.width}"
+        )
 
 
 @check("encoder")

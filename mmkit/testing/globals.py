@@ -15,7 +15,15 @@ from torch import Tensor
 from mmkit.testing.cases import PartCase, duplicate, seeded, tensors
 from mmkit.testing.catalogue import PARTS, check, demand
 
-PATCHABLE: tuple[Any, ...] = (torch, torch.nn, torch.nn.functional, torch.nn.init, torch.Tensor, torch.nn.Module, torch.nn.Linear)
+PATCHABLE: tuple[Any, ...] = (
+    torch,
+    torch.nn,
+    torch.nn.functional,
+    torch.nn.init,
+    torch.Tensor,
+    torch.nn.Module,
+    torch.nn.Linear,
+)
 
 
 def settings() -> dict[str, Any]:

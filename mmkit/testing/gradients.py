@@ -16,7 +16,9 @@ def backward(case: PartCase, part: Any, inputs: Any | None = None) -> list[Tenso
     losses = case.learned(case.outputs(part, inputs))
     if losses:
         direction = [torch.linspace(0.5, 1.5, x.numel()).view_as(x) for x in losses]
-        sum((x.float() * d).sum() + x.float().square().mean() for x, d in zip(losses, direction, strict=True)).backward()
+        sum(
+            (x.float() * d).sum() + x.float().square().mean() for x, d in zip(losses, direction, strict=True)
+        ).backward()
     return losses
 
 
@@ -28,7 +30,9 @@ def gradients_reach_every_parameter(case: PartCase) -> None:
         raise Inapplicable("it has no parameters to train")
     demand(backward(case, part), "running", "what it gives has no gradient")
     for name, parameter in case.trainable(part).items():
-        demand(parameter.grad is not None, name, "no gradient reaches it; set `requires_grad = False` where nothing should")
+        demand(
+            parameter.grad is not None, name, "no gradient reaches it; set `requires_grad = False` where nothing should"
+        )
         demand(parameter.grad.isfinite().all(), name, "its gradient is not finite")
         demand(parameter.grad.any(), name, "its gradient is zero everywhere")
 
@@ -65,7 +69,9 @@ def frozen_it_passes_gradients_on(case: PartCase) -> None:
     if not leaves:
         raise Inapplicable("it reads codes, which have no gradient")
     backward(case, part, inputs)
-    demand(any(x.grad is not None and x.grad.any() for x in leaves), "running", "no gradient comes through to its inputs")
+    demand(
+        any(x.grad is not None and x.grad.any() for x in leaves), "running", "no gradient comes through to its inputs"
+    )
 
 
 @check("encoder", "connector", "backbone", "head")

@@ -92,12 +92,20 @@ def what_is_prepared_has_its_shapes(case: HeadCase) -> None:
 def the_feed_is_as_declared(case: HeadCase) -> None:
     """Lead tokens are fed where `leads` says so, conditions where `conditions` does; blanks have a vector to stand for them."""
     feed = _prepared(case).feed
-    demand((feed.lead_ND is not None) == bool(case.part.leads), "leads", f"it is {case.part.leads}, and the feed disagrees")
+    demand(
+        (feed.lead_ND is not None) == bool(case.part.leads), "leads", f"it is {case.part.leads}, and the feed disagrees"
+    )
     demand((feed.condition_SD is not None) == case.part.conditions, "conditions", "it and the feed do not agree")
     demand(feed.blank_S is None or feed.blank_D is not None, "prepare", "blank tokens have no `blank_D`")
-    for name, wide in (("add_SD", len(feed.tokens)), ("condition_SD", len(feed.tokens)), ("lead_ND", len(case.LENGTHS))):
+    for name, wide in (
+        ("add_SD", len(feed.tokens)),
+        ("condition_SD", len(feed.tokens)),
+        ("lead_ND", len(case.LENGTHS)),
+    ):
         x = getattr(feed, name)
-        demand(x is None or tuple(x.shape) == (wide, DIM), f"feed.{name}", f"it is {None if x is None else tuple(x.shape)}")
+        demand(
+            x is None or tuple(x.shape) == (wide, DIM), f"feed.{name}", f"it is {None if x is None else tuple(x.shape)}"
+        )
 
 
 @check("head")
@@ -107,7 +115,7 @@ def levels_lie_between_0_and_1(case: HeadCase) -> None:
     if level is None:
         raise Inapplicable("it tells no level")
     demand(tuple(level.shape) == (sum(case.LENGTHS),), "prepare", f"levels are {tuple(level.shape)}")
-    demand(0 <= level.min() and level.max() <= 1, "prepare", f"levels run from {level.min():.3f} to {level.max():.3f}")
+    demand(level.min() >= 0 and level.max() <= 1, "prepare", f"levels run from {level.min():.3f} to {level.max():.3f}")
 
 
 @check("head")
@@ -117,7 +125,9 @@ def losses_are_float32_and_finite(case: HeadCase) -> None:
     _, hidden = case.inputs(case.part)
     loss = case.part.loss(hidden, _prepared(case))
     shape = (sum(case.LENGTHS),)
-    demand(tuple(loss.value_S.shape) == tuple(loss.weight_S.shape) == shape, "loss", f"it is {tuple(loss.value_S.shape)}")
+    demand(
+        tuple(loss.value_S.shape) == tuple(loss.weight_S.shape) == shape, "loss", f"it is {tuple(loss.value_S.shape)}"
+    )
     demand(loss.value_S.dtype == torch.float32, "loss", f"it is {loss.value_S.dtype}")
     demand(loss.value_S.isfinite().all(), "loss", "it is not finite")
 
@@ -136,13 +146,19 @@ def packed_spans_are_what_each_is_alone(case: HeadCase) -> None:
         alone = part.prepare(case.spans(part, (n,), first=i))
         for name in ("target", "weight_S", "level_S"):
             mine, all_ = getattr(alone, name), getattr(whole, name)
-            demand(_near(mine, None if all_ is None else all_[at]), f"prepare().{name}", f"span {i} is another one alone")
+            demand(
+                _near(mine, None if all_ is None else all_[at]), f"prepare().{name}", f"span {i} is another one alone"
+            )
         for field in fields(Feed):
             if field.name == "blank_D":
                 continue
             mine, all_ = getattr(alone.feed, field.name), getattr(whole.feed, field.name)
             where = slice(i, i + 1) if field.name == "lead_ND" else at
-            demand(_near(mine, None if all_ is None else all_[where]), f"feed.{field.name}", f"span {i} is another one alone")
+            demand(
+                _near(mine, None if all_ is None else all_[where]),
+                f"feed.{field.name}",
+                f"span {i} is another one alone",
+            )
         demand(_near(part.loss(hidden[at], alone).value_S, loss.value_S[at]), "loss", f"span {i} is another one alone")
         start += n
 
@@ -242,7 +258,11 @@ def a_generated_span_has_its_grid(case: HeadCase) -> None:
         return
     piece = case.part.vocabulary.of(stream)
     demand(tuple(found.shape) == (2, 3), "finish", f"it gives {tuple(found.shape)} for the grid (2, 3)")
-    demand(found.min() >= piece.offset and found.max() < piece.stop, "finish", f"it gives codes outside those of {stream!r}")
+    demand(
+        found.min() >= piece.offset and found.max() < piece.stop,
+        "finish",
+        f"it gives codes outside those of {stream!r}",
+    )
 
 
 @check("head")

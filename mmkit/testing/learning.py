@@ -33,7 +33,11 @@ def it_learns_a_span_and_samples_it_back(case: HeadCase) -> None:
         demand(torch.equal(found, span), "step", f"trained on {span.tolist()} alone, it writes {found.tolist()}")
         return
     error = (found - span).square().mean().sqrt()
-    demand(error < CLOSE, "step", f"trained on one span alone, what it samples is {error:.2f} away from it (at most {CLOSE})")
+    demand(
+        error < CLOSE,
+        "step",
+        f"trained on one span alone, what it samples is {error:.2f} away from it (at most {CLOSE})",
+    )
 
 
 @check("head", slow=True)

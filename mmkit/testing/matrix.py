@@ -23,12 +23,12 @@ from mmkit.registry import OWN, Registry
 from mmkit.testing.cases import PartCase, cases, seeded
 from mmkit.testing.catalogue import PARTS, Fault, check, demand
 from mmkit.testing.contents import contents
-from mmkit.testing.examples import EXAMPLES, examples_of
+from mmkit.testing.examples import examples_of
 
 BODY = {"type": "dense", "depth": 1, "dim": 32, "num_heads": 2}
 EYE = {"type": "patch", "patch": 8}
 SOURCES = {"latents": {"type": "pixel", "connector": {"type": "patchify", "size": 8}},
-           "codes": {"type": "fsq", **EXAMPLES["tokenizer", "fsq"][0]}}  # fmt: skip
+           "codes": {"type": "fsq", "levels": [5, 4, 3], "stride": 4, "base_dim": 8, "num_res_blocks": 1, "multipliers": [1, 1, 1]}}  # fmt: skip
 HEADS = {"latents": {"type": "flow", "steps": 2}, "codes": {"type": "masked", "steps": 2, "length": 8}}
 
 
@@ -139,7 +139,12 @@ def _works(recipe: Recipe, registry: Registry) -> None:
     looked = contents(streams["seen"].modality, registry, lambda size: _grid(model, "eye", size))[0]
     wanted = contents(streams["drawn"].modality, registry, lambda size: _grid(model, "pixels", size))[0]
     drawn = Segment(streams["drawn"].modality, wanted, "target")
-    segments = (Segment("text", "ab"), Segment(streams["seen"].modality, looked), drawn, Segment("text", "no", "target"))
+    segments = (
+        Segment("text", "ab"),
+        Segment(streams["seen"].modality, looked),
+        drawn,
+        Segment("text", "no", "target"),
+    )
     (batch,) = model.train().batches([Sample("kit", segments)], step=0, budget=4096, drop=False)
     losses = model(batch)
     total = torch.stack([(x.value_S.float() * x.weight_S).sum() for x in losses.heads.values()]).sum()
@@ -149,10 +154,16 @@ def _works(recipe: Recipe, registry: Registry) -> None:
     demand(not wild, wild[0] if wild else "", "its gradient is not finite in a whole model")
     size = model.router.modalities[drawn.modality].size(wanted)
     model.eval().sizes = {drawn.modality: size}
-    blanks = [*segments[:2], Segment(drawn.modality, None, "target", size=size), Segment("text", None, "target", max_tokens=2)]
+    blanks = [
+        *segments[:2],
+        Segment(drawn.modality, None, "target", size=size),
+        Segment("text", None, "target", max_tokens=2),
+    ]
     found = model.generate(blanks, Sampling(steps=2), seed=1)
     demand(len(found) == 2 and isinstance(found[1], str), "generation", "it does not fill both blanks")
-    demand(model.router.modalities[drawn.modality].size(found[0]) == size, "generation", "what it draws has another size")
+    demand(
+        model.router.modalities[drawn.modality].size(found[0]) == size, "generation", "what it draws has another size"
+    )
 
 
 def _grid(model: UnifiedModel, source: str, size: tuple[int, ...]) -> Any:

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
-import torch
-
 from mmkit.compose.docstrings import summary
 from mmkit.compose.extract import options_class
 from mmkit.compose.parts import COMMON, common_keys
@@ -45,7 +43,9 @@ def options_are_read_without_importing_the_part(case: Case) -> None:
     fact = "its `Config` names what its source alone does not tell, so the module is imported to type a recipe"
     demand(hasattr(found, "__extracted__"), case.entry.target, fact)
     names = [{f.name for f in dataclasses.fields(c)} for c in (found, case.cls.Config)]
-    demand(names[0] == names[1], case.entry.target, f"its source shows other options than its class: {names[0] ^ names[1]}")
+    demand(
+        names[0] == names[1], case.entry.target, f"its source shows other options than its class: {names[0] ^ names[1]}"
+    )
 
 
 @check(*OPTIONED, each=False)
@@ -83,7 +83,11 @@ def options_are_documented(case: Case) -> None:
     if not fields:
         raise Inapplicable("it has no options")
     demand("Options:" in text, "Config", "its docstring has no `Options:`")
-    said = {n for line in re.findall(r"^\s*([\w, ]+):", text.partition("Options:")[2], re.MULTILINE) for n in line.split(", ")}
+    said = {
+        n
+        for line in re.findall(r"^\s*([\w, ]+):", text.partition("Options:")[2], re.MULTILINE)
+        for n in line.split(", ")
+    }
     missing = [name for name in fields if name not in said]
     demand(not missing, "Config", f"its docstring does not say what {', '.join(missing)} mean")
 
@@ -97,7 +101,9 @@ def the_class_has_a_summary(case: Case) -> None:
 @check(*OPTIONED, each=False)
 def an_unknown_option_is_refused(case: Case) -> None:
     """A mistyped key is an error that names it, with its rule."""
-    error = refusal(lambda: spec(case.entry.kind, case.entry.name, {**case.options, "no_such_option": 1}, case.registry))
+    error = refusal(
+        lambda: spec(case.entry.kind, case.entry.name, {**case.options, "no_such_option": 1}, case.registry)
+    )
     rules = {p.rule for p in error.problems} if isinstance(error, RecipeError) else set()
     demand("key.unknown" in rules, "Config", f"`no_such_option: 1` gives {error}")
 
@@ -120,22 +126,21 @@ def _numbers(case: Case) -> Iterator[tuple[str, Any]]:
     for key, field in keyed_fields(case.cls.Config).items():
         kinds = [bare(hint) for hint in alternatives(hints(case.cls.Config)[field.name])]
         if int in kinds or float in kinds:
-            yield from ((key, value) for value in (-1, 0, 1, 3))
+            yield from ((key, value) for value in (-1, 0, 3))
         if any((get_origin(kind) or kind) is tuple and get_args(kind) for kind in kinds):
             yield key, []
 
 
 @check(*PARTS, each=False)
 def nonsense_numbers_build_or_are_refused(case: PartCase) -> None:
-    """-1, 0, 1 and 3 for any number, and an empty list, give a part or an error meant for users, never a traceback."""
+    """-1, 0 and 3 for any number, and an empty list, give a part or an error meant for users, never a traceback."""
     for key, value in _numbers(case):
         try:
             found = spec(case.entry.kind, case.entry.name, {**case.options, key: value}, case.registry)
             other = type(case)(case.entry, {**case.options, key: value}, case.registry)
             vars(other).update({n: v for n, v in vars(case).items() if n in ("source", "space", "targets")})
             assert isinstance(found, Spec)
-            with torch.device("meta"):
-                other.build()
+            other.build()
         except MmkitError:
             continue
         except Exception as error:

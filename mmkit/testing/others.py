@@ -27,13 +27,6 @@ SEVERAL = 4
 def built(case: Case, *arguments: Any) -> Any:
     """The component, built once. Raises `Inapplicable` where it needs files or packages that are not here."""
     if "built" not in case.memory:
-        if not case.options and case.entry.kind in ("source", "metric"):
-            from mmkit.testing.catalogue import Fault
-
-            try:
-                case.spec  # noqa: B018
-            except Fault as error:
-                raise Inapplicable(f"it cannot be built from nothing, and declares no `examples`: {error}") from None
         try:
             case.memory["built"] = case.cls(case.config, *arguments)
         except (DataError, LaunchError, ImportError) as error:
@@ -92,7 +85,11 @@ def its_samples_are_what_modalities_take(case: Case) -> None:
     demand(len({s.id for s in found}) == len(found), "sample", "two samples have one id")
     for sample in found:
         demand(sample.segments, sample.id, "it has no segment")
-        demand(any(s.role == "target" for s in sample.segments), sample.id, "nothing in it is a target, so nothing is learned")
+        demand(
+            any(s.role == "target" for s in sample.segments),
+            sample.id,
+            "nothing in it is a target, so nothing is learned",
+        )
         for segment in sample.segments:
             demand(segment.role in ("input", "target"), sample.id, f"{segment.role!r} is no role")
             modality = case.registry.find("modality", segment.modality).load()()
@@ -144,7 +141,11 @@ def it_has_samples(case: Case) -> None:
 @check("source")
 def a_copied_source_gives_the_same(case: Case) -> None:
     """A deep copy, as a worker has it, gives the same samples."""
-    demand(_alike(copy.deepcopy(built(case)).sample(0, 7), built(case).sample(0, 7)), "sample", "a copy gives another sample")
+    demand(
+        _alike(copy.deepcopy(built(case)).sample(0, 7), built(case).sample(0, 7)),
+        "sample",
+        "a copy gives another sample",
+    )
 
 
 # Modalities
@@ -169,7 +170,9 @@ def it_accepts_its_own_contents_or_says_no(case: Case) -> None:
     """`accepts` is true or false for anything, and accepts no other modality's plain values."""
     modality = case.cls()
     for value in (*_examples(case), None, 3, object()):
-        demand(isinstance(modality.accepts(value), bool), "accepts", f"of {type(value).__name__} it gives no truth value")
+        demand(
+            isinstance(modality.accepts(value), bool), "accepts", f"of {type(value).__name__} it gives no truth value"
+        )
     demand(not modality.accepts(object()), "accepts", "it accepts anything")
 
 
@@ -223,7 +226,9 @@ def coordinates_are_one_row_for_each_token(case: Case) -> None:
                 continue
             where, cursor = scheme.place(3, grid, shared)
             wanted = (int(np.prod(grid)), scheme.axes)
-            demand(where.shape == wanted and where.dtype == np.int64, "place", f"{grid} gives {where.dtype} {where.shape}")
+            demand(
+                where.shape == wanted and where.dtype == np.int64, "place", f"{grid} gives {where.dtype} {where.shape}"
+            )
             demand(cursor >= 3, "place", f"after {grid} the cursor goes back from 3 to {cursor}")
             demand(not shared or (where == where[0]).all(), "place", "a shared span stands on several positions")
 
@@ -239,7 +244,9 @@ def coordinates_move_with_the_cursor(case: Case) -> None:
 def every_frequency_has_an_axis(case: Case) -> None:
     """`frequencies` gives finite float64 values, each with an axis there is, at most half the head's width."""
     frequency, axis = built(case).frequencies(16)
-    demand(frequency.dtype == torch.float64 and frequency.isfinite().all(), "frequencies", f"they are {frequency.dtype}")
+    demand(
+        frequency.dtype == torch.float64 and frequency.isfinite().all(), "frequencies", f"they are {frequency.dtype}"
+    )
     demand(frequency.shape == axis.shape and len(axis) <= 8, "frequencies", f"{len(frequency)} for heads of width 16")
     demand(not len(axis) or int(axis.max()) < built(case).axes, "frequencies", "one turns on an axis that is not there")
 
@@ -267,9 +274,15 @@ def assignments_name_tokens_and_experts(case: Case) -> None:
     """Assignments name tokens and experts there are, with float32 weights, for any number of tokens."""
     for tokens in (0, 1, 9):
         choice, _ = _choice(case, tokens)
-        demand(len(choice.token_A) == len(choice.expert_A) == len(choice.weight_A), "forward", "they are of several lengths")
+        demand(
+            len(choice.token_A) == len(choice.expert_A) == len(choice.weight_A),
+            "forward",
+            "they are of several lengths",
+        )
         demand(choice.weight_A.dtype == torch.float32, "forward", f"weights are {choice.weight_A.dtype}")
-        inside = not len(choice.token_A) or (int(choice.token_A.max()) < tokens and int(choice.expert_A.max()) < EXPERTS)
+        inside = not len(choice.token_A) or (
+            int(choice.token_A.max()) < tokens and int(choice.expert_A.max()) < EXPERTS
+        )
         demand(inside, "forward", "an assignment names a token or an expert that is not there")
 
 
@@ -319,7 +332,9 @@ def figures_are_numbers_with_names(case: Case) -> None:
         raise Inapplicable(why)
     each = metric.each(records, _subject(records))
     demand(len(each) == len(records), "each", f"{len(records)} records give {len(each)}")
-    values = [v for one in each for v in one.values()] + [f.value for f in metric.whole(records, _subject(records)).values()]
+    values = [v for one in each for v in one.values()] + [
+        f.value for f in metric.whole(records, _subject(records)).values()
+    ]
     demand(all(isinstance(v, bool | int | float) for v in values), "each", "a figure is no number")
 
 
@@ -342,7 +357,11 @@ def measuring_changes_nothing(case: Case) -> None:
     with watched("each", drawing=True):
         second = metric.each(records, _subject(records))
     demand(first == second, "each", "the same records give other figures")
-    demand(all(torch.equal(p, r.contents[0]) for p, r in zip(pictures, records, strict=True)), "each", "it changes a record")
+    demand(
+        all(torch.equal(p, r.contents[0]) for p, r in zip(pictures, records, strict=True)),
+        "each",
+        "it changes a record",
+    )
 
 
 # Launchers

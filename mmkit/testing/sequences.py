@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from mmkit.contracts.backbone import Backbone
@@ -31,6 +30,9 @@ MIXED = (
     (("text", (4,)),),
 )
 """Three documents; the second has a noised picture, hidden from what follows, and its clean copy."""
+
+CROSSED = (*MIXED, (("memory", (2, 2)), ("text", (3,))))
+"""The same, and one whose picture enters by cross-attention."""
 
 
 def documents(plans: Sequence[Sequence[tuple[str, tuple[int, ...]]]], backbone: Backbone) -> list[Document]:

@@ -19,7 +19,9 @@ class StandIn(nn.Module):
         self.dim = dim
         self.start = nn.Parameter(torch.randn(dim) * 0.02)
         self.positions = nn.Parameter(torch.randn(length + 1, dim) * 0.5)
-        self.enter = nn.Embedding(head.vocabulary.size, dim) if head.vocabulary is not None else nn.Linear(channels, dim)
+        self.enter = (
+            nn.Embedding(head.vocabulary.size, dim) if head.vocabulary is not None else nn.Linear(channels, dim)
+        )
         self.layer = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout=0.0, batch_first=True, norm_first=True)
         self.norm = nn.LayerNorm(dim)
 
@@ -49,7 +51,15 @@ class StandIn(nn.Module):
 
 
 def fit(
-    head: Head, span: Tensor, stream: str, *, steps: int, spans: int = 16, lr: float = 5e-3, dim: int = 32, seed: int = 0
+    head: Head,
+    span: Tensor,
+    stream: str,
+    *,
+    steps: int,
+    spans: int = 16,
+    lr: float = 5e-3,
+    dim: int = 32,
+    seed: int = 0,
 ) -> tuple[StandIn, float]:
     """Trains head and stand-in to know one span ``[n, ...]``; gives the mean loss of the last ten steps too."""
     torch.manual_seed(seed)

@@ -46,7 +46,7 @@ def the_codebook_size_or_width_is_measured(case: TokenizerCase) -> None:
         if port.space == "latents":
             demand(x.shape[-1] == port.width, "port", f"latents are {x.shape[-1]} wide, not {port.width}")
         elif x.numel():
-            inside = 0 <= int(x.min()) and int(x.max()) < port.codebook_size
+            inside = int(x.min()) >= 0 and int(x.max()) < port.codebook_size
             demand(inside, "port", f"codes of content {i} run to {int(x.max())}, and the book has {port.codebook_size}")
 
 
@@ -84,7 +84,11 @@ def decoding_gives_canonical_contents(case: TokenizerCase) -> None:
     for content, back in zip(inputs, case.part.decode(_tokens(case)), strict=True):
         again = modality.coerce(back)
         demand(type(again) is type(content), "decode", f"it gives {type(again).__name__}, not {type(content).__name__}")
-        demand(modality.size(again) == modality.size(content), "decode", f"{modality.size(content)} comes back as {modality.size(again)}")
+        demand(
+            modality.size(again) == modality.size(content),
+            "decode",
+            f"{modality.size(content)} comes back as {modality.size(again)}",
+        )
 
 
 @check("tokenizer")
@@ -146,7 +150,9 @@ def any_content_size_is_taken_or_refused(case: TokenizerCase) -> None:
     for size in ((*frames, 1, 1), (*frames, 7, 13), (*frames, 40, 24), (*frames, 17, 16)):
         refused = isinstance(refusal(lambda size=size: case.part.grid(size)), ContractError)
         also = isinstance(refusal(lambda size=size: case.part.encode([draw(modality, size, 0)])), ContractError)
-        demand(refused == also, "grid", f"{size}: `grid` {'refuses' if refused else 'takes'} it, `encode` does not agree")
+        demand(
+            refused == also, "grid", f"{size}: `grid` {'refuses' if refused else 'takes'} it, `encode` does not agree"
+        )
 
 
 @check("tokenizer")
@@ -181,7 +187,9 @@ def latents_are_in_the_scale_of_noise(case: TokenizerCase) -> None:
     if case.part.port.space != "latents":
         raise Inapplicable("it gives codes")
     x = torch.cat([x.flatten() for x in _tokens(case)])
-    demand(0.05 < x.std() < 20 and x.mean().abs() < 10, "encode", f"mean {x.mean():.2f}, standard deviation {x.std():.2f}")
+    demand(
+        0.05 < x.std() < 20 and x.mean().abs() < 10, "encode", f"mean {x.mean():.2f}, standard deviation {x.std():.2f}"
+    )
 
 
 @check("tokenizer")
@@ -193,7 +201,9 @@ def keeping_its_tokens_is_safe(case: TokenizerCase) -> None:
     first = _tokens(case)
     _tokens(case, 1)
     torch.random.set_rng_state(torch_state)
-    demand(all(map(torch.equal, first, _tokens(case))), "encode", "it is keepable, and gives other tokens the second time")
+    demand(
+        all(map(torch.equal, first, _tokens(case))), "encode", "it is keepable, and gives other tokens the second time"
+    )
 
 
 @check("tokenizer")
@@ -246,7 +256,9 @@ def reconstruction_learns(case: TokenizerCase) -> None:
             optimizer.step()
             errors.append(float(pixels.detach()))
     first, last = errors[0], sum(errors[-5:]) / 5
-    demand(last < 0.8 * first, "reconstruct", f"the mean error of a pixel goes from {first:.3f} to {last:.3f} in 40 steps")
+    demand(
+        last < 0.8 * first, "reconstruct", f"the mean error of a pixel goes from {first:.3f} to {last:.3f} in 40 steps"
+    )
 
 
 @check("tokenizer")
