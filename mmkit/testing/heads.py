@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import fields, replace
 from typing import Any
 
@@ -285,7 +286,7 @@ def progress_runs_from_0_to_1(case: HeadCase) -> None:
     """`progress` starts at 0, never falls, and is 1 when the span is done."""
     _, progress = generated(case, ask(closed(case), (2, 3)))
     demand(progress[0] == 0, "progress", f"it starts at {progress[0]}")
-    demand(all(a <= b for a, b in zip(progress, progress[1:], strict=False)), "progress", "it falls")
+    demand(all(a <= b for a, b in itertools.pairwise(progress)), "progress", "it falls")
     demand(progress[-1] == 1, "progress", f"it is {progress[-1]} when the span is done")
 
 

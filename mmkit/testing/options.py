@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 
 from mmkit.compose.docstrings import summary
 from mmkit.compose.extract import options_class
-from mmkit.compose.parts import COMMON, common_keys
+from mmkit.compose.parts import BESIDE, common_keys
 from mmkit.compose.rendering import plain
 from mmkit.compose.scalars import alternatives, bare
 from mmkit.compose.typed import hints, keyed_fields
@@ -51,15 +51,15 @@ def options_are_read_without_importing_the_part(case: Case) -> None:
 @check(*OPTIONED, each=False)
 def options_do_not_take_a_common_key(case: Case) -> None:
     """No option is called what every part of a recipe has anyway (``type``, ``weights``, ``frozen``, ...)."""
-    taken = set(keyed_fields(case.cls.Config)) & ({*COMMON, "connector", *common_keys(case.entry.kind)})
+    taken = set(keyed_fields(case.cls.Config)) & {*common_keys(case.entry.kind), *BESIDE.get(case.entry.kind, ())}
     demand(not taken, "Config", f"{', '.join(sorted(taken))} would never be read")
 
 
 @check(*OPTIONED)
 def options_render_and_load_to_the_same(case: Case) -> None:
     """Options written out as YAML, with every default, load to equal options."""
-    written = {k: v for k, v in plain(case.spec.options).items()}
-    again = spec(case.entry.kind, case.entry.name, json.loads(json.dumps(written)), case.registry)
+    written = json.loads(json.dumps(plain(case.spec.options)))
+    again = spec(case.entry.kind, case.entry.name, written, case.registry)
     demand(again.options == case.spec.options, "Config", f"{written} loads to {again.options}")
 
 
