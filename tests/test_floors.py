@@ -23,7 +23,7 @@ FLOORS = (
     ("objectives", "samples", "progress"),
     ("train", "evaluate", "explain"),
     ("demo",),
-    ("ablate",),
+    ("ablate", "testing"),
     ("cli",),
     ("__main__",),
 )

@@ -71,6 +71,7 @@ EXAMPLES: dict[tuple[str, str], Examples] = {
     ("head", "masked"): ({"steps": 3, "length": 12}, {"schedule": "linear", "weighting": "inverse", "length": 12}),
     ("head", "flow"): ({"steps": 4}, {"steps": 3, "time": "token", "predict": "clean", "sampler": "heun"}),
     ("head", "diffusion"): ({"steps": 4}, {"steps": 4, "time": "adaln", "predict": "velocity", "depth": 2}),
+    ("launcher", "slurm"): ({"minutes": 5},),
     ("source", "captions"): _captions,
     ("source", "conversations"): _conversations,
     ("source", "shapes"): ({"size": 24, "samples": 8},),

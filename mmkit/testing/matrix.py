@@ -27,8 +27,8 @@ from mmkit.testing.examples import examples_of
 
 BODY = {"type": "dense", "depth": 1, "dim": 32, "num_heads": 2}
 EYE = {"type": "patch", "patch": 8}
-SOURCES = {"latents": {"type": "pixel", "connector": {"type": "patchify", "size": 8}},
-           "codes": {"type": "fsq", "levels": [5, 4, 3], "stride": 4, "base_dim": 8, "num_res_blocks": 1, "multipliers": [1, 1, 1]}}  # fmt: skip
+FSQ = {"type": "fsq", "levels": [5, 4, 3], "stride": 4, "base_dim": 8, "num_res_blocks": 1, "multipliers": [1, 1, 1]}
+SOURCES = {"latents": {"type": "pixel", "connector": {"type": "patchify", "size": 8}}, "codes": FSQ}
 HEADS = {"latents": {"type": "flow", "steps": 2}, "codes": {"type": "masked", "steps": 2, "length": 8}}
 
 

@@ -161,17 +161,25 @@ def conformance(
     for entry in entries(*what, registry=known):
         for check, case in planned(entry, known, examples):
             if slow or not check.slow:
-                title = getattr(case, "title", f"{entry.kind} {entry.name}")
                 params.append(
-                    pytest.param(check, case, id=f"{title}-{check.name}", marks=[pytest.mark.slow] * check.slow)
+                    pytest.param(
+                        check, case, id=f"{entry.kind}-{entry.name}-{check.name}", marks=[pytest.mark.slow] * check.slow
+                    )
                 )
 
     @pytest.mark.parametrize(("check", "case"), params)
     def test(check: Check, case: Any) -> None:
-        found = verify(check, case)
-        if isinstance(found, Inapplicable):
-            pytest.skip(str(found))
-        if found is not None:
-            pytest.fail(f"{check.name}: {check.about}\n{found}", pytrace=False)
+        settle(check, case)
 
     return test
+
+
+def settle(check: Check, case: Any) -> None:
+    """One check as pytest wants it: skipped, failed with what was found, or nothing. Needs pytest."""
+    import pytest
+
+    found = verify(check, case)
+    if isinstance(found, Inapplicable):
+        pytest.skip(str(found))
+    if found is not None:
+        pytest.fail(f"{getattr(case, 'title', check.name)}: {check.about}\n{found}", pytrace=False)

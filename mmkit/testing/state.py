@@ -222,9 +222,8 @@ def bf16_is_taken_and_given(case: PartCase) -> None:
         demand(x.dtype in allowed, name, f"in bf16 it is {x.dtype}, not {' or '.join(map(str, allowed))}")
         demand(x.isfinite().all(), name, "in bf16 it is not finite")
         if not _chaotic(case, exact, found) and x.numel() and x.shape == exact[name].shape:
-            off = (x.float() - exact[name].float()).square().mean().sqrt() / exact[
-                name
-            ].float().square().mean().sqrt().clamp_min(0.1)
+            wanted = exact[name].float()
+            off = (x.float() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt().clamp_min(0.1)
             demand(off < 0.15, name, f"in bf16 it is {off:.0%} away from what float32 gives")
 
 

@@ -84,11 +84,8 @@ def decoding_gives_canonical_contents(case: TokenizerCase) -> None:
     for content, back in zip(inputs, case.part.decode(_tokens(case)), strict=True):
         again = modality.coerce(back)
         demand(type(again) is type(content), "decode", f"it gives {type(again).__name__}, not {type(content).__name__}")
-        demand(
-            modality.size(again) == modality.size(content),
-            "decode",
-            f"{modality.size(content)} comes back as {modality.size(again)}",
-        )
+        sizes = modality.size(content), modality.size(again)
+        demand(sizes[0] == sizes[1], "decode", f"{sizes[0]} comes back as {sizes[1]}")
 
 
 @check("tokenizer")
