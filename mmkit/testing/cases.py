@@ -221,7 +221,8 @@ class ConnectorCase(PartCase):
     def drive(self, part: Any, inputs: Any) -> dict[str, Tensor]:
         """The embeddings of all tokens."""
         pairs = [self.folded(part, x) for x in inputs]
-        return {"embeddings": part(torch.cat([x for x, _ in pairs]), [grid for _, grid in pairs])}
+        tokens = pairs[0][0] if len(pairs) == 1 else torch.cat([x for x, _ in pairs])
+        return {"embeddings": part(tokens, [grid for _, grid in pairs])}
 
 
 class TokenizerCase(PartCase):

@@ -7,9 +7,9 @@ from typing import get_args
 
 import torch
 
-from mmkit.contracts.port import Port, Space
+from mmkit.contracts.port import Space
 from mmkit.errors import ContractError
-from mmkit.testing.cases import CODES, DIM, WIDTH, ConnectorCase
+from mmkit.testing.cases import CODES, DIM, ConnectorCase
 from mmkit.testing.catalogue import Inapplicable, check, demand
 
 
@@ -21,20 +21,6 @@ def what_it_takes_is_declared(case: ConnectorCase) -> None:
     demand(
         case.cls.takes and case.cls.takes <= known, "takes", f"it is {set(case.cls.takes)}; spaces are {sorted(known)}"
     )
-
-
-@check("connector", each=False)
-def what_it_does_not_take_is_refused(case: ConnectorCase) -> None:
-    """Built for codes without vectors that it does not take, or for vectors where it takes codes, it raises `ContractError`."""
-    others = {"codes": Port("image", "codes", codebook_size=CODES), "features": Port("image", "features", WIDTH)}
-    other = others["features" if "codes" in case.cls.takes else "codes"]
-    if other.space in case.cls.takes:
-        raise Inapplicable("it takes everything")
-    try:
-        case.cls(case.config, other, DIM)
-    except ContractError:
-        return
-    demand(False, "__init__", f"it is built for {other}, which it cannot take")
 
 
 @check("connector")

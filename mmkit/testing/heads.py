@@ -11,17 +11,13 @@ import torch
 from torch import Tensor
 
 from mmkit.contracts.options import Sampling
-from mmkit.contracts.port import Needs, Port, TargetPort
+from mmkit.contracts.port import Needs
 from mmkit.contracts.values import Feed, Prepared, Request
 from mmkit.contracts.vocabulary import MARKS
-from mmkit.errors import ContractError
 from mmkit.testing.cases import DIM, HeadCase
 from mmkit.testing.catalogue import Inapplicable, check, demand
 from mmkit.testing.globals import watched
 from mmkit.testing.standin import ask
-
-SPACES = {"codes": Port("image", "codes", codebook_size=9), "latents": Port("image", "latents", width=4),
-          "features": Port("image", "features", width=4)}  # fmt: skip
 
 
 def _near(a: Tensor | None, b: Tensor | None) -> bool:
@@ -45,19 +41,6 @@ def what_it_needs_is_declared(case: HeadCase) -> None:
     demand(case.part.shift in (0, -1), "shift", f"it is {case.part.shift}")
     causal = case.part.shift == -1 and set(needs.attends) - {"causal", "level"}
     demand(not causal, "needs", "a head that predicts at the token before needs `causal`")
-
-
-@check("head", each=False)
-def what_it_does_not_learn_is_refused(case: HeadCase) -> None:
-    """Built for a space that it does not need it raises `ContractError`; that no stream gives it is no surprise."""
-    for space, port in SPACES.items():
-        if space in case.cls.needs.spaces:
-            continue
-        try:
-            case.cls(case.config, (TargetPort("image", port),), 0, DIM)
-        except ContractError:
-            continue
-        demand(False, "__init__", f"it is built for {port}, which it does not need")
 
 
 @check("head")

@@ -38,14 +38,3 @@ def it_learns_a_span_and_samples_it_back(case: HeadCase) -> None:
         "step",
         f"trained on one span alone, what it samples is {error:.2f} away from it (at most {CLOSE})",
     )
-
-
-@check("head", slow=True)
-def its_loss_falls(case: HeadCase) -> None:
-    """Training on one batch brings the loss down by half, or to almost nothing."""
-    part, stream = case.build(), closed(case)
-    span = case.tokens(part, stream, COUNT, 5)
-    with seeded(1):
-        _, first = fit(case.build().train(), span, stream, steps=2, lr=1e-8)
-        _, last = fit(part.train(), span, stream, steps=60, lr=1e-2)
-    demand(last < 0.5 * first + 0.05, "loss", f"60 steps on one batch bring it from {first:.3f} to {last:.3f}")

@@ -148,7 +148,7 @@ def _works(recipe: Recipe, registry: Registry) -> None:
     (batch,) = model.train().batches([Sample("kit", segments)], step=0, budget=4096, drop=False)
     losses = model(batch)
     total = torch.stack([(x.value_S.float() * x.weight_S).sum() for x in losses.heads.values()]).sum()
-    demand(total.isfinite(), "a training step", f"its loss is {float(total)}")
+    demand(total.isfinite(), "a training step", f"its loss is {float(total.detach())}")
     (total + sum(losses.auxiliary.values())).backward()
     wild = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     demand(not wild, wild[0] if wild else "", "its gradient is not finite in a whole model")
@@ -207,6 +207,25 @@ def composes(case: PartCase, kind: str) -> None:
         demand(not (fits and spaces), place, f"their ports fit, and {found} refuses them")
     if case.entry.kind not in ("connector", "head") or kind not in ("tokenizer", "encoder"):
         demand(worked, f"with {kind}s", "it works with none of mmkit's")
+
+
+@check("connector", "head", each=False)
+def what_does_not_fit_is_refused_by_a_rule(case: PartCase) -> None:
+    """A source that gives what it cannot take is refused before a weight exists, by the rule on spaces."""
+    for other in builtins("tokenizer", _Known(case.registry)):
+        picked = {case.entry.kind: case, "tokenizer": other}
+        if _fits(picked):
+            continue
+        try:
+            check_recipe(loads(json.dumps(recipe_of(picked)), registry=case.registry), registry=case.registry)
+        except RecipeError as error:
+            rules = {p.rule for p in error.problems}
+            rule = f"{case.entry.kind}.space"
+            demand(
+                rule in rules, f"with tokenizer {other.entry.name}", f"it is refused by {sorted(rules)}, not by {rule}"
+            )
+            continue
+        demand(False, f"with tokenizer {other.entry.name}", "their ports do not fit, and no rule refuses them")
 
 
 @check(*(kind for kind in PARTS if kind != "encoder"), slow=True, each=False)

@@ -81,7 +81,7 @@ def fit(
         optimizer.step()
         scheduler.step()
         losses.append(total.item())
-    return model, sum(losses[-10:]) / 10
+    return model, sum(losses[-10:]) / len(losses[-10:])
 
 
 @torch.no_grad()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from mmkit.backbones.dense import Dense
-from mmkit.connectors.linear import Linear
 from mmkit.contracts.connector import Connector
 from mmkit.encoders.patch import Patch
 from mmkit.heads.ar import AR
@@ -154,13 +152,10 @@ class Rough(Gate):
         self.share = dim // config.groups
 
 
-class Grabby(Linear):
-    """Takes codes, so it says, and is built for them whatever they are."""
+class Grabby(Gate):
+    """Takes codes, so it says, and cannot read them."""
 
-    takes = frozenset({"latents", "features"})
-
-    def __init__(self, config, source, dim):
-        super().__init__(config, dataclasses.replace(source, width=source.width or 1), dim)
+    takes = frozenset({"codes"})
 
 
 class Blind(Dense):

@@ -33,7 +33,7 @@ FAULTS = {
     "Scribbler": ("connector", "inputs_are_not_written_to", "writes into"),
     "Idle": ("connector", "gradients_reach_every_parameter", "spare"),
     "Rough": ("connector", "nonsense_numbers_build_or_are_refused", "Config.groups: 0 raises ZeroDivisionError"),
-    "Grabby": ("connector", "what_it_does_not_take_is_refused", "image codes"),
+    "Grabby": ("connector", "the_backbone_width_and_count_are_measured", "faulty.py"),
     "Blind": ("backbone", "packed_equals_one_by_one", "document 0"),
     "Amnesiac": ("backbone", "cached_equals_uncached", "piece 1"),
     "Backwards": ("head", "it_learns_a_span_and_samples_it_back", "away from it"),
