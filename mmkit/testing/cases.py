@@ -202,20 +202,27 @@ class ConnectorCase(PartCase):
     @property
     def title(self) -> str:
         """With the space it reads."""
-        return f"{super().title} of {self.source.space}"
+        books = f" in {self.source.codebooks} books" if self.source.codebooks > 1 else ""
+        return f"{super().title} of {self.source.space}{books}"
+
+    @property
+    def bundled(self) -> bool:
+        """True where several numbers stand at one token: channels, or the codes of several books."""
+        return self.source.space != "codes" or self.source.codebooks > 1
 
     def inputs(self, part: Any, seed: int = 0) -> list[Tensor]:
         """Three grids of unfolded tokens."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
         here = {"generator": generator, "device": "cpu"}
         if self.source.space == "codes":
-            return [torch.randint(0, CODES, grid, **here) for grid in self.GRIDS]
+            books = (self.source.codebooks,) * self.bundled
+            return [torch.randint(0, CODES, (*grid, *books), **here) for grid in self.GRIDS]
         return [torch.randn(*grid, self.source.width, **here) for grid in self.GRIDS]
 
     def folded(self, part: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """One content's folded tokens ``[S, ...]``, and their grid."""
         y = part.fold(x)
-        grid = tuple(y.shape if self.source.space == "codes" else y.shape[:-1])
+        grid = tuple(y.shape[:-1] if self.bundled else y.shape)
         return y.reshape(math.prod(grid), *y.shape[len(grid) :]), grid
 
     def drive(self, part: Any, inputs: Any) -> dict[str, Tensor]:
@@ -357,13 +364,23 @@ class HeadCase(PartCase):
 def cases(entry: Entry, options: Options, registry: Registry) -> list[Case]:
     """The cases of one example: one, or one for each space that the part takes."""
     if entry.kind == "connector":
-        ports = {"codes": Port("image", "codes", codebook_size=CODES), "latents": Port("image", "latents", WIDTH),
-                 "features": Port("image", "features", WIDTH)}  # fmt: skip
-        return [_with(ConnectorCase(entry, options, registry), "source", ports[s]) for s in sorted(entry.load().takes)]
+        return _connectors(entry, options, registry)
     if entry.kind == "head":
         return [_with(HeadCase(entry, options, registry), "space", s) for s in sorted(entry.load().needs.spaces)]
     kinds: dict[str, type[Case]] = {"encoder": EncoderCase, "tokenizer": TokenizerCase, "backbone": BackboneCase}
     return [kinds.get(entry.kind, Case)(entry, options, registry)]
+
+
+def _connectors(entry: Entry, options: Options, registry: Registry) -> list[Case]:
+    """One for each space; one for codes of several books, too, where they are taken."""
+    codes = Port("image", "codes", codebook_size=CODES)
+    ports = {"codes": codes, "latents": Port("image", "latents", WIDTH), "features": Port("image", "features", WIDTH)}
+    found = [_with(ConnectorCase(entry, options, registry), "source", ports[s]) for s in sorted(entry.load().takes)]
+    if "codes" in entry.load().takes:
+        several = _with(ConnectorCase(entry, options, registry), "source", replace(codes, codebooks=2))
+        if refusal(several.build) is None:
+            found.append(several)
+    return found
 
 
 def _with(case: Any, name: str, value: Any) -> Any:
