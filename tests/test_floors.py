@@ -23,7 +23,7 @@ FLOORS = (
     ("objectives", "samples", "progress"),
     ("train", "evaluate", "explain"),
     ("demo",),
-    ("ablate",),
+    ("ablate", "testing"),
     ("plugin",),
     ("cli",),
     ("__main__",),

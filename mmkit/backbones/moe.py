@@ -82,7 +82,8 @@ class MoE(Transformer):
         super().__init__(config, streams, make_block, groups=groups)
         self.routes = True
         self.experts = sum(pools.values())
-        self._tally_LE: Tensor | None = None
+        self._tally_LE: Tensor | None
+        self.register_buffer("_tally_LE", None, persistent=False)
 
     def mixtures(self) -> list[Mixture]:
         """The mixtures, from the first layer that has one to the last. `load_E` of each says how even its load was."""

@@ -76,7 +76,7 @@ class Targets:
 
     def per_token(self, per_span: Tensor) -> Tensor:
         """Repeats a value of each span over its tokens: ``[spans, ...]`` to ``[S, ...]``."""
-        return per_span.repeat_interleave(torch.tensor(self.lengths, device=per_span.device), dim=0)
+        return per_span.repeat_interleave(torch.tensor(self.lengths, dtype=torch.long, device=per_span.device), dim=0)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class Mixture(nn.Module):
             self.shared = Mlp(
                 sizes.dim, shared * sizes.hidden, activation=sizes.activation, out_std=sizes.out_std
             )  # fmt: skip
-        self.load_E: Tensor | None = None
+        self.load_E: Tensor | None
+        self.register_buffer("load_E", None, persistent=False)
         """The assignments of every expert in the last training pass: for diagnosis."""
 
     def forward(self, x_TD: Tensor, split: Split | None = None) -> tuple[Tensor, Report]:

@@ -1,12 +1,11 @@
-"""Backbones and packed sequences for tests: documents of text (causal) and pictures (block), laid out as the model does.
+"""Backbones for tests, and plain packed sequences; mixed ones are the conformance kit's.
 
-Shape suffixes: T tokens, S memory tokens, D width.
+Shape suffixes: T tokens, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,26 @@ from mmkit import registry
 from mmkit.backbones.dense import Dense
 from mmkit.backbones.moe import MoE
 from mmkit.backbones.mot import MoT
-from mmkit.contracts.backbone import Backbone
 from mmkit.contracts.options import Spec
 from mmkit.contracts.values import Packed
-from mmkit.sequence.layout import Document, Layout, Piece, StreamRule, join, lay_out
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
+from mmkit.testing.sequences import MIXED, STREAMS, documents, mixed, place
 
-STREAMS = ("text", "image", "memory")
-RULES = {
-    "text": StreamRule(0, "text", "causal"),
-    "image": StreamRule(1, "image", "block"),
-    "noised": StreamRule(1, "image", "block", hidden=True),
-    "memory": StreamRule(2, "memory", "block", cross=True),
-}
-MIXED = (
-    (("text", (3,)), ("image", (2, 3)), ("text", (2,))),
-    (("image", (2, 2)), ("text", (5,)), ("noised", (2, 2)), ("text", (1,))),
-    (("text", (4,)),),
-)
-"""Three documents; the second has a noised picture, hidden from what follows, and its clean copy."""
+__all__ = [
+    "CLASSES",
+    "MIXED",
+    "SETS",
+    "STREAMS",
+    "TINY",
+    "build",
+    "build_set",
+    "documents",
+    "mixed",
+    "part_spec",
+    "place",
+    "plain",
+]
 
 CLASSES = {"dense": Dense, "moe": MoE, "mot": MoT}
 TINY = {"depth": 2, "dim": 32, "num_heads": 4, "num_kv_heads": 2}
@@ -72,45 +71,6 @@ def build(kind: str, streams: Sequence[str] = STREAMS, *, seed: int = 0, lively:
 def build_set(name: str, **options: Any) -> Any:
     kind, own = SETS[name]
     return build(kind, **{**TINY, **own, **options})
-
-
-def documents(plans: Sequence[Sequence[tuple[str, tuple[int, ...]]]], backbone: Backbone) -> list[Document]:
-    return [
-        lay_out(
-            [Piece(RULES[stream], i, grid, target=stream == "noised") for i, (stream, grid) in enumerate(plan)],
-            backbone.positions,
-        )
-        for plan in plans
-    ]
-
-
-def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
-    """Random embeddings at a layout's places, random conditions where the backbone takes them."""
-    generator = torch.Generator().manual_seed(seed)
-    size = len(layout)
-    x_TD = torch.randn(size, backbone.dim, generator=generator)
-    condition_TD = torch.randn(size, backbone.dim, generator=generator) if backbone.modulates else None
-    packed = place(layout, x_TD, condition_TD)
-    if not backbone.crosses:
-        return packed
-    seen = Visibility.memory(layout)
-    memory = Packed(
-        torch.randn(len(seen), backbone.dim, generator=generator),
-        torch.from_numpy(layout.memory.positions), torch.from_numpy(layout.memory.stream).long(), None,
-    )  # fmt: skip
-    return replace(packed, memory=memory, memory_plan=lower(Visibility.of(layout), seen, device="cpu"))
-
-
-def place(layout: Layout, x_TD: torch.Tensor, condition_TD: torch.Tensor | None) -> Packed:
-    return Packed(
-        x_TD, torch.from_numpy(layout.tokens.positions), torch.from_numpy(layout.tokens.stream).long(),
-        lower(Visibility.of(layout), device="cpu"), condition_TD,
-    )  # fmt: skip
-
-
-def mixed(backbone: Backbone, plans: Any = MIXED) -> tuple[Layout, Packed]:
-    layout = join(documents(plans, backbone), backbone.positions.axes)
-    return layout, draw(layout, backbone)
 
 
 def plain(x_TD: torch.Tensor, *, causal: bool, lengths: Sequence[int] | None = None) -> Packed:

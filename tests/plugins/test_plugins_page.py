@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from distributions import Site
 
 import mmkit
-from mmkit import cli, discovery, hooks, registry
+from mmkit import cli, discovery, hooks, registry, testing
 from mmkit.compose import load
 from mmkit.train import train
 
@@ -50,6 +50,13 @@ def test_the_example_with_code_agrees_with_its_list(site: Site) -> None:
     install(site)
     known = site.read()
     assert known.find("connector", "gate") and not known.unread and not known.problems()
+
+
+def test_the_example_passes_the_conformance_kit(site: Site) -> None:
+    install(site, "mmkit_gate/plugin.py")
+    known = site.read()
+    results = testing.run(testing.entries("mmkit-gate", registry=known), registry=known, slow=False)
+    assert len(results) > 60 and [r for r in results if not r.ok] == []
 
 
 def test_every_hook_is_documented() -> None:
