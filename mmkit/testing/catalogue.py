@@ -12,7 +12,7 @@ from mmkit.registry import KINDS
 PARTS = ("encoder", "connector", "tokenizer", "backbone", "head")
 """The kinds that are `torch.nn.Module`s with ports; the others have lighter lists."""
 PLACES = (
-    "options", "globals", "state", "gradients", "encoders", "connectors", "tokenizers", "backbones", "heads",
+    "options", "surroundings", "state", "gradients", "encoders", "connectors", "tokenizers", "backbones", "heads",
     "learning", "matrix", "others",
 )  # fmt: skip
 """The modules of this folder that hold checks, in the order in which they are run."""

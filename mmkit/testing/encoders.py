@@ -9,7 +9,7 @@ from mmkit.errors import ContractError
 from mmkit.testing.cases import EncoderCase
 from mmkit.testing.catalogue import Inapplicable, check, demand
 from mmkit.testing.contents import SIZES, draw
-from mmkit.testing.globals import same
+from mmkit.testing.surroundings import same
 
 
 @check("encoder")

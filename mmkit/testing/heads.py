@@ -16,8 +16,8 @@ from mmkit.contracts.values import Feed, Prepared, Request
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.testing.cases import DIM, HeadCase
 from mmkit.testing.catalogue import Inapplicable, check, demand
-from mmkit.testing.globals import watched
 from mmkit.testing.standin import ask
+from mmkit.testing.surroundings import watched
 
 
 def _near(a: Tensor | None, b: Tensor | None) -> bool:

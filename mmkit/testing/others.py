@@ -19,7 +19,7 @@ from mmkit.errors import ContractError, DataError, LaunchError, MmkitError
 from mmkit.testing.cases import Case, refusal, seeded
 from mmkit.testing.catalogue import Inapplicable, check, demand
 from mmkit.testing.contents import contents, draw
-from mmkit.testing.globals import watched
+from mmkit.testing.surroundings import watched
 
 SEVERAL = 4
 

@@ -14,7 +14,7 @@ from mmkit.contracts.part import Part
 from mmkit.registry import KINDS
 from mmkit.testing.cases import Case, PartCase, duplicate, map_tensors
 from mmkit.testing.catalogue import PARTS, Inapplicable, check, demand
-from mmkit.testing.globals import outputs_after, same
+from mmkit.testing.surroundings import outputs_after, same
 
 CONTRACTS = {
     "encoder": "encoder:Encoder", "connector": "connector:Connector", "tokenizer": "tokenizer:Tokenizer",

@@ -11,7 +11,7 @@ from mmkit.errors import ContractError, DataError
 from mmkit.testing.cases import TokenizerCase, duplicate, refusal
 from mmkit.testing.catalogue import Inapplicable, check, demand
 from mmkit.testing.contents import SIZES, draw
-from mmkit.testing.globals import same
+from mmkit.testing.surroundings import same
 
 
 def _tokens(case: TokenizerCase, seed: int = 0) -> list[Tensor]:
