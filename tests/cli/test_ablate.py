@@ -156,13 +156,14 @@ class Plugin:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = registries.load()
-    known = Registry(dict(installed.entries), dict(installed.recipes))
+    known = Registry(dict(installed.entries), dict(installed.recipes), commands=dict(installed.commands))
     known.add(Plugin(), "mmkit-launchers", "1.0")
     monkeypatch.setattr(registries, "load", lambda: known)
 
 
 def test_failed_runs_are_shown_and_told_by_the_exit_status(file: str, plugin: None) -> None:
     result = run(file, "--jobs", "3", "--out", "here", "launcher=broken", "launcher.word=no fuel")
+    assert result.exit_code == 1, result.output
     assert result.exit_code == 1
     assert "dense, seed 0: failed with status 1; the end of here/dense/seed-0/stderr.txt:\n  no fuel" in result.output
     assert "2 runs failed; the same command tries again." in result.output

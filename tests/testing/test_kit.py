@@ -147,7 +147,7 @@ def test_importing_the_kit_and_its_plugin_imports_no_torch() -> None:
 def test_pytest_runs_the_kit_without_a_file(tmp_path) -> None:
     (tmp_path / "test_own.py").write_text("def test_own(): assert False\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "mmkit.testing.plugin", "--mmkit-check", "modality/text"],
+        [sys.executable, "-m", "pytest", "-q", "--mmkit-check", "modality/text"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -163,7 +163,7 @@ def test_three_lines_are_a_test_file(tmp_path) -> None:
         """)
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-p", "mmkit.testing.plugin"],
+        [sys.executable, "-m", "pytest", "-q", "--strict-markers"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -186,14 +186,15 @@ class Submitted(Running):
         """The exit status of a job that has ended, what it said brought to where that is looked for."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
-        said = self.job.stderr() or ""
+        more = ""
         try:
             status = self.job.result()
         except FailedJobError:
             status = 1  # a traceback is the end of what it said
         except UncompletedJobError:
-            status, said = 1, f"{said}Slurm job {self.job.job_id} ended as {self.job.state}\n"
-        write_text(self.stderr, said)
+            status, more = 1, f"Slurm job {self.job.job_id} ended as {self.job.state}\n"
+        # After the result, which is waited for: a cancelled job is told of as ended while it still saves and speaks.
+        write_text(self.stderr, (self.job.stderr() or "") + more)
         return status
 
 
