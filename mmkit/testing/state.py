@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkit.contracts.part import Part
+from mmkit.errors import ContractError
 from mmkit.registry import KINDS
 from mmkit.testing.cases import Case, PartCase, duplicate, map_tensors
 from mmkit.testing.catalogue import PARTS, Inapplicable, check, demand
@@ -61,13 +62,8 @@ def built_on_meta_and_filled_it_works(case: PartCase) -> None:
     """A part built on meta and then given weights gives the same bits: nothing it derives was lost there."""
     with torch.device("meta"):
         bare = case.build()
-    bare.to_empty(device="cpu").load_state_dict(_fitting(case.part.state_dict(), bare))
+    bare.to_empty(device="cpu").load_state_dict(case.part.state_dict())
     _compare(case, bare.eval(), "built on meta and filled")
-
-
-def _fitting(state: dict[str, Tensor], part: nn.Module) -> dict[str, Tensor]:
-    assert part is not None
-    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 @torch.no_grad()
@@ -82,8 +78,11 @@ def it_runs_on_the_meta_device(case: PartCase) -> None:
     try:
         part = duplicate(case.part).to("meta")
         found = case.drive(part, map_tensors(case.inputs(case.part), lambda x: x.to("meta")))
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise Inapplicable(f"it reads values, which meta tensors have not ({type(error).__name__})") from None
+    except (RuntimeError, TypeError, ContractError) as error:
+        # Torch and the attention kernels name the device where it is what stops them; anything else is the part's fault.
+        if "meta" not in str(error).lower():
+            raise
+        raise Inapplicable(f"it cannot run there: {str(error).splitlines()[0]}") from None
     real = case.outputs()
     for name, x in found.items():
         wrong = x.shape != real[name].shape and not re.search("tokens", name)
