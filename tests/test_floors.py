@@ -42,7 +42,7 @@ HOMES = {
     "omegaconf": ("compose",),
     "submitit": ("ablate/launchers/slurm.py",),
     "pluggy": ("hooks.py", "registry.py"),
-    "torchmetrics": ("evaluate/metrics/ssim.py",),
+    "torchmetrics": ("evaluate/metrics/ssim.py", "evaluate/metrics/lpips.py"),
     "transformers": ("evaluate/metrics/clip_score.py",),
 }
 BANNED = ("utils", "util", "common", "core", "helpers", "helper", "misc")

@@ -15,6 +15,7 @@ METRICS = {
     "clip_score": "mmkit.evaluate.metrics.clip_score:CLIPScore",
     "codebook": "mmkit.evaluate.metrics.codebook:Codebook",
     "frechet": "mmkit.evaluate.metrics.frechet:Frechet",
+    "lpips": "mmkit.evaluate.metrics.lpips:LPIPS",
     "perceptual": "mmkit.evaluate.metrics.perceptual:Perceptual",
     "precision_recall": "mmkit.evaluate.metrics.precision_recall:PrecisionRecall",
     "psnr": "mmkit.evaluate.metrics.psnr:PSNR",

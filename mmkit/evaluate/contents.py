@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -55,6 +55,30 @@ def all_pairs(records: Sequence[Record]) -> tuple[list[Tensor], list[Tensor]]:
     """The image targets of all records, and what came of them."""
     both = [pair for record in records for pair in image_pairs(record)]
     return [a for a, _ in both], [b for _, b in both]
+
+
+def compared(
+    name: str,
+    records: Sequence[Record],
+    distance: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    seen: Callable[[Tensor], bool] = lambda image: True,
+) -> list[dict[str, Value]]:
+    """A figure of each record, the mean over its images of `distance`, which is asked of up to `batch` of one size at once.
+
+    Args:
+        distance: of images ``[B, 3, H, W]`` from what they should be, ``[B]``.
+        seen: whether an image can be looked at; the others have no figure.
+    """
+    by_size: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = {}
+    for found in same_size_pairs(records):
+        if seen(found[1]):
+            by_size.setdefault(tuple(found[1].shape), []).append(found)
+    values: list[tuple[int, float]] = []
+    for alike in (piece for group in by_size.values() for piece in in_batches(group, batch)):
+        wanted, images = (torch.stack([entry[side] for entry in alike]) for side in (1, 2))
+        values += zip((place for place, _, _ in alike), distance(images, wanted).tolist(), strict=True)
+    return averaged(name, len(records), values)
 
 
 def averaged(name: str, count: int, found: Iterable[tuple[int, float]]) -> list[dict[str, Value]]:

@@ -44,6 +44,18 @@ def _conversations(folder: Path) -> list[Options]:
     return [{"images": str(folder), "file": str(folder / "talk.json"), "size": 16}]
 
 
+def _lpips(folder: Path) -> list[Options]:
+    """AlexNet's features without its weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    layers = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    kernels = {f"features.{i}.weight": torch.full((n, c, k, k), 1 / (c * k * k)) for i, (n, c, k) in layers.items()}
+    biases = {f"features.{i}.bias": torch.zeros(n) for i, (n, _, _) in layers.items()}
+    save_file(kernels | biases, folder / "alex.safetensors")
+    return [{"weights": str(folder), "net": "alex"}]
+
+
 def _text(folder: Path) -> list[Options]:
     (folder / "some.txt").write_text("".join(f"line {i}\n" for i in range(8)))
     return [{"file": str(folder / "some.txt"), "held_out": 0.3}]
@@ -77,6 +89,7 @@ EXAMPLES: dict[tuple[str, str], Examples] = {
     ("source", "shapes"): ({"size": 24, "samples": 8},),
     ("source", "text"): _text,
     ("metric", "frechet"): ({"features": {"type": "patch", "patch": 8}},),
+    ("metric", "lpips"): _lpips,
     ("metric", "perceptual"): ({"features": {"type": "patch", "patch": 8}},),
     ("metric", "precision_recall"): ({"features": {"type": "patch", "patch": 8}},),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkit.contracts.evaluation import Metric, Record, Subject, Value
 from mmkit.contracts.options import Spec, part
-from mmkit.evaluate.contents import NO_IMAGES, averaged, device_of, in_batches, same_size_pairs
+from mmkit.evaluate.contents import NO_IMAGES, compared, device_of, same_size_pairs
 from mmkit.evaluate.features import BATCH, Features
 from mmkit.nn.perceptual import perceptual_distance
 
@@ -49,15 +49,11 @@ class Perceptual(Metric):
     def each(self, records: Sequence[Record], subject: Subject) -> list[dict[str, Value]]:
         """``perceptual`` of each record; where it has several images, their mean."""
         device = device_of(subject)
-        by_size: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = {}
-        for found in same_size_pairs(records):
-            by_size.setdefault(tuple(found[1].shape), []).append(found)
-        values: list[tuple[int, float]] = []
-        for batch in (batch for alike in by_size.values() for batch in in_batches(alike, BATCH)):
-            wanted, images = (torch.stack([entry[side] for entry in batch]) for side in (1, 2))
-            distance_B = perceptual_distance(lambda x: self._maps(x, device), images, wanted)
-            values += zip((place for place, _, _ in batch), distance_B.tolist(), strict=True)
-        return averaged("perceptual", len(records), values)
+
+        def distance(images: Tensor, wanted: Tensor) -> Tensor:
+            return perceptual_distance(lambda x: self._maps(x, device), images, wanted)
+
+        return compared("perceptual", records, distance, BATCH)
 
     def _maps(self, images_B3HW: Tensor, device: torch.device) -> list[Tensor]:
         """The encoder's features as one map ``[B, C, h, w]``."""
