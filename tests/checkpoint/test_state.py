@@ -79,7 +79,9 @@ def test_a_damaged_small_file_is_found_without_a_deep_check(make_run: MakeRun) -
 
 
 @pytest.mark.parametrize(
-    "trainer", [{1: 2}, {"a": (1, 2)}, {"a": {2, 3}}, {"a": torch.ones(1)}, {"a": b""}, {"a": object()}], ids=repr
+    "trainer",
+    [{1: 2}, {"a": (1, 2)}, {"a": {2, 3}}, {"a": torch.ones(1)}, {"a": b""}, {"a": object()}],
+    ids=["number", "tuple", "set", "tensor", "bytes", "object"],
 )
 def test_a_trainers_state_that_json_would_change_is_refused(tmp_path: Path, trainer: dict) -> None:
     with pytest.raises(CheckpointError, match=r"trainer\.json"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-PLUGINS = sorted(folder for folder in (REPOSITORY / "plugins").iterdir() if (folder / "pyproject.toml").is_file())
+PLUGINS = sorted(project.parent for project in REPOSITORY.glob("plugins/*/pyproject.toml"))
 NAMES = [folder.name for folder in PLUGINS]
 
 
