@@ -112,8 +112,7 @@ def levels_fall_to_the_clean_end(case: Case) -> None:
             levels = [s.level for s in states]
             demand(levels[0].sigma > levels[0].alpha, "begin", f"{name}: it starts at {levels[0]}")
             falls = all(
-                a.sigma * b.alpha >= b.sigma * a.alpha and a.time >= b.time
-                for a, b in itertools.pairwise(levels)
+                a.sigma * b.alpha >= b.sigma * a.alpha and a.time >= b.time for a, b in itertools.pairwise(levels)
             )
             demand(falls, "step", f"{name}: in {steps} steps it goes to a noisier level than it was at")
             end = levels[-1]

@@ -48,7 +48,9 @@ def test_ddpm_is_the_formula_of_its_paper(schedule, steps):
         assert torch.equal(torch.tensor(posterior(here, there)), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("levels", [(Level(0, 0.3, 0.95), Level(0, 0.9, 0.43)), (Level(0, 0.3, 0.7), Level(0, 0.8, 0.2))])
+@pytest.mark.parametrize(
+    "levels", [(Level(0, 0.3, 0.95), Level(0, 0.9, 0.43)), (Level(0, 0.3, 0.7), Level(0, 0.8, 0.2))]
+)
 def test_ddim_and_ddpm_keep_the_marginals_on_any_process(levels):
     """From noised latents with the true x0, both land on the next level's distribution: DDIM on the same noise, DDPM on some."""
     torch.manual_seed(0)
