@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mmkit.contracts.head import Head
 from mmkit.contracts.port import Needs, TargetPort
@@ -56,14 +56,16 @@ class Denoiser(Head[Denoising]):
     def __init__(
         self, config: Any, targets: Sequence[TargetPort], marks: int, dim: int, process: Process, time_scale: float
     ) -> None:
-        """Raises `ContractError` on streams without latents, of open length, or of different widths, on more steps than the
-        process has levels, and on a sampler of another process."""
+        """Raises `ContractError` on streams without latents, of open length, or of different widths, on a sampler of another
+        process, and on a number of steps that it cannot take."""
         super().__init__(config, targets, marks, dim)
         assert marks == 0, "marks are codes, and a head over latents has none"
         self.config = config
         self.process = process
-        process.levels(config.steps)
         self.sampler: Sampler[Any] = config.sampler.build(process)
+        # A number of steps that cannot be taken is refused here, also where the head is built on the meta device.
+        with torch.device("cpu"):
+            self.sampler.begin(torch.zeros(1, 1), config.steps, Generator("cpu"))
         self.leads = int(config.time == "token")
         self.conditions = config.time == "adaln"
         self.guidance = config.guidance

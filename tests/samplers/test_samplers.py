@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -37,7 +38,7 @@ def test_ddpm_is_the_formula_of_its_paper(schedule, steps):
     """Equation 7 of Ho et al. 2020 in cumulated products, to the bits of the float32 numbers that latents are multiplied by."""
     abar_K = alphas_cumprod(schedule, 1000).tolist()
     levels = DiscreteProcess(torch.tensor(abar_K, dtype=torch.float64)).levels(steps)
-    for here, there in zip(levels, levels[1:], strict=False):
+    for here, there in itertools.pairwise(levels):
         abar, lower = abar_K[int(here.time)], abar_K[int(there.time)] if there.time >= 0 else 1.0
         alpha = abar / lower
         expected = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Generator, Tensor
+
 from mmkit.contracts.sampler import Level, Prediction, Process, Sampler
 from mmkit.errors import ContractError
-from mmkit.nn.process import StraightProcess
-from torch import Generator, Tensor
+from mmkit.nn.process import DiscreteProcess, StraightProcess
 
 Scheduler = Literal[
     "DDIMScheduler",
@@ -59,8 +61,10 @@ FROM_CLIP = ("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresh
 TO_THE_END = ("set_alpha_to_one", "final_sigmas_type", "skip_prk_steps")
 """What would stop before the clean end, or visit times between those that a level is known of."""
 OF_PIXELS = ("variance_type", "solver_p")
-SPACING = ("timestep_spacing", "steps_offset", "lambda_min_clipped", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-           "use_lu_lambdas")  # fmt: skip
+SPACING = (
+    "timestep_spacing", "steps_offset", "lambda_min_clipped", "use_karras_sigmas", "use_exponential_sigmas",
+    "use_beta_sigmas", "use_lu_lambdas",
+)  # fmt: skip
 """Where a solver goes on the levels of diffusion: on a flow, none of it means anything to them, or another thing."""
 OF_STEP = {
     "DDIMScheduler": ("eta",),
@@ -68,7 +72,6 @@ OF_STEP = {
     "FlowMatchHeunDiscreteScheduler": ("s_churn", "s_tmin", "s_tmax", "s_noise"),
 }
 """Options that diffusers takes at each step rather than in the constructor."""
-TRIED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,8 @@ class Diffusers(Sampler[Scheduled]):
             raise ContractError("sampler.options", fact, "mend them, or leave them out") from error
 
     def _try(self) -> None:
-        steps = next(n for n in (TRIED, 2, 1) if n <= len(self.process.trained or range(TRIED)))
+        """A few steps that predict nothing, of a number that any scheduler can take."""
+        steps = next(n for n in (4, 2, 1) if len(self.process.trained) % n == 0)
         state = self.begin(torch.zeros(1, 2), steps, Generator("cpu").manual_seed(0))
         while not state.done:
             form = "velocity" if self.flows else "clean"
@@ -208,7 +212,7 @@ class Diffusers(Sampler[Scheduled]):
 
 
 def _check_process(name: str, process: Process) -> None:
-    flows, known = isinstance(process, StraightProcess), bool(process.trained)
+    flows, known = isinstance(process, StraightProcess), isinstance(process, DiscreteProcess)
     wanted = "a flow" if name in FLOW else "diffusion in discrete time" if name not in SOLVERS else "either"
     if not (flows or known) or (flows and name not in (*FLOW, *SOLVERS)) or (not flows and name in FLOW):
         here = "a flow" if flows else "diffusion in discrete time" if known else "neither a flow nor in discrete time"
@@ -284,7 +288,7 @@ def _from_head(kind: type, process: Process) -> dict[str, Any]:
         abar = [1.0, *(level.alpha**2 for level in process.trained)]
         given = {
             "num_train_timesteps": len(process.trained), "prediction_type": "epsilon", "clip_sample": False,
-            "trained_betas": [1 - there / here for here, there in zip(abar, abar[1:], strict=False)],
+            "trained_betas": [1 - there / here for here, there in itertools.pairwise(abar)],
             "rescale_betas_zero_snr": abar[-1] == 0, "set_alpha_to_one": True, "skip_prk_steps": True,
             "timestep_spacing": "trailing",
         }  # fmt: skip

@@ -9,13 +9,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from mmkit_diffusers.samplers import CLEAN, FLOW, FORMS, SOLVERS, Diffusers, Scheduler
+from torch import Generator, Tensor
+
 from mmkit.compose import check, loads
 from mmkit.contracts.sampler import Prediction, Process
 from mmkit.errors import ContractError, RecipeError
 from mmkit.nn.process import DiscreteProcess, StraightProcess, alphas_cumprod
 from mmkit.testing import conformance
-from mmkit_diffusers.samplers import CLEAN, FLOW, FORMS, SOLVERS, Diffusers, Scheduler
-from torch import Generator, Tensor
 
 DIFFUSION = DiscreteProcess(alphas_cumprod("scaled_linear", 1000))
 ZERO = DiscreteProcess(alphas_cumprod("scaled_linear", 1000, "zero"))
@@ -153,7 +154,7 @@ def test_diffusion_is_their_loop_bit_for_bit(name, options, steps):
 def test_diffusion_on_the_schedule_of_diffusers_is_near(name, options):
     expected = theirs(of_diffusion(name, options, DIFFUSION, "noise", **NAMED), 20, options)
     found = ours(sampler_of(name, options, DIFFUSION), 20, "noise")
-    # diffusers multiplies 1000 numbers in float32, which is off by up to 1e-4; a prediction of noise is divided by an alpha of 0.07.
+    # diffusers multiplies 1000 numbers in float32, off by up to 1e-4, and noise is divided by an alpha of 0.07.
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-3 * max(1.0, b.abs().max().item()))
 
@@ -276,6 +277,7 @@ def test_a_recipe_names_a_scheduler(head):
             "did you mean 'UniPCMultistepScheduler'?",
         ),
         ("flow", "{type: diffusers, scheduler: PNDMScheduler}", "sampler.scheduler", "this head's noise is a flow"),
+        ("diffusion", "{type: diffusers, scheduler: DDIMScheduler}, train_steps: 25", "steps", "25 // 10 = 2 times"),
         (
             "diffusion",
             "{type: diffusers, scheduler: DDPMScheduler, options: {eta: 1}}",
