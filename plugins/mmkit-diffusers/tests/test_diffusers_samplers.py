@@ -42,7 +42,6 @@ OF_DIFFUSION = [
     ("LMSDiscreteScheduler", {}),
     ("PNDMScheduler", {}),
     ("UniPCMultistepScheduler", {}),
-    ("UniPCMultistepScheduler", {"solver_order": 3, "predict_x0": False}),
     ("UniPCMultistepScheduler", {"disable_corrector": [0], "use_karras_sigmas": True}),
 ]
 OF_FLOW = [
@@ -238,6 +237,7 @@ def test_spans_do_not_share_a_scheduler():
         ("UniPCMultistepScheduler", {"timestep_spacing": "trailling"}, DIFFUSION, "trailling is not supported"),
         ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, DIFFUSION, "Only one of"),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}, DIFFUSION, "numbers that are not finite"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, DIFFUSION, "numbers that are not finite"),
         ("DDIMScheduler", {"timestep_spacing": "linspace"}, DIFFUSION, "not those between its steps"),
     ],
 )
