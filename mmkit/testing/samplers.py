@@ -20,7 +20,7 @@ from mmkit.contracts.port import Port, TargetPort
 from mmkit.contracts.sampler import Level, Prediction, Process
 from mmkit.errors import ContractError
 from mmkit.nn.process import DiscreteProcess, StraightProcess, alphas_cumprod
-from mmkit.testing.cases import DIM, WIDTH, Case, seeded, spec
+from mmkit.testing.cases import DIM, WIDTH, Case, refusal, seeded, spec
 from mmkit.testing.catalogue import Inapplicable, check, demand
 from mmkit.testing.learning import CLOSE, COUNT
 from mmkit.testing.standin import ask, fit, write
@@ -65,7 +65,10 @@ def generator(seed: int) -> Generator:
 def begun(sampler: Any, steps: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Any:
     """A state at the noisiest level, from noise of the seed."""
     drawn = generator(seed)
-    return sampler.begin(torch.randn(shape, generator=drawn, device="cpu"), steps, drawn)
+    try:
+        return sampler.begin(torch.randn(shape, generator=drawn, device="cpu"), steps, drawn)
+    except ContractError as error:
+        raise Inapplicable(f"it does not take {steps} steps: {error}") from None
 
 
 def best(x_SC: Tensor, level: Level) -> Tensor:
@@ -99,7 +102,9 @@ def it_takes_a_process(case: Case) -> None:
     global is touched."""
     for name in samplers(case):
         with watched("__init__", drawing=True), seeded(0):
-            case.cls(case.config, processes()[name])
+            sampler = case.cls(case.config, processes()[name])
+        usual = [refusal(lambda n=n, s=sampler: s.begin(torch.zeros(1, 1), n, generator(0))) for n in (10, 20, 25)]
+        demand(None in usual, "begin", f"{name}: it takes neither 10, 20 nor 25 steps: {usual[0]}")
 
 
 @check("sampler")
