@@ -24,11 +24,11 @@ from mmkit.errors import PluginError
 
 KINDS = (
     "encoder", "connector", "tokenizer", "backbone", "head",
-    "modality", "positions", "router", "source", "task", "metric", "launcher",
+    "modality", "positions", "router", "sampler", "source", "task", "metric", "launcher",
 )  # fmt: skip
 
 BUILTIN = (
-    "mmkit.encoders", "mmkit.connectors", "mmkit.tokenizers", "mmkit.backbones", "mmkit.heads",
+    "mmkit.encoders", "mmkit.connectors", "mmkit.tokenizers", "mmkit.backbones", "mmkit.heads", "mmkit.samplers",
     "mmkit.nn", "mmkit.sequence", "mmkit.data", "mmkit.evaluate", "mmkit.ablate.launchers", "mmkit.recipes", "mmkit.cli",
 )  # fmt: skip
 

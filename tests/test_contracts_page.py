@@ -15,7 +15,7 @@ from mmkit.compose.recipe import Stream
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "contracts.md").read_text(encoding="utf-8")
 SYSTEMS, GAPS = (part.partition("\n# ")[0] for part in PAGE.split("\n# ")[1:3])
-KINDS = "tokenizer|encoder|connector|backbone|head|positions|router"
+KINDS = "tokenizer|encoder|connector|backbone|head|positions|router|sampler"
 COMMON = {"weights", "frozen", "lr_scale", "connector"}
 ROWS = [
     tuple(cell.strip() for cell in line.strip("|").split("|"))

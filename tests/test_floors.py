@@ -15,7 +15,7 @@ FLOORS = (
     ("registry", "contracts"),
     ("compose", "kernels"),
     ("nn", "sequence"),
-    ("encoders", "connectors", "tokenizers", "backbones", "heads"),
+    ("encoders", "connectors", "tokenizers", "backbones", "heads", "samplers"),
     ("data", "checkpoint"),
     ("routing", "store"),
     ("generate",),
@@ -28,7 +28,7 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-PARTS = ("encoders", "connectors", "tokenizers", "backbones", "heads")
+PARTS = ("encoders", "connectors", "tokenizers", "backbones", "heads", "samplers")
 # Files of these folders are strangers to each other as well.
 STRANGERS = ("evaluate/tasks", "evaluate/metrics")
 # The root re-exports lazily; recipes are data.

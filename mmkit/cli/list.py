@@ -28,8 +28,8 @@ def command(kind: str | None, why: str | None, strict: bool, as_json: bool) -> N
     """The parts, modalities, sources, tasks, metrics, launchers, recipes and commands that are installed, with the package
     each is from; and plugins that are broken, with the reason. Nothing of a plugin is imported, unless --strict is given.
 
-    KIND shows one kind only: encoder, connector, tokenizer, backbone, head, modality, positions, router, source,
-    task, metric, launcher, recipe, command.
+    KIND shows one kind only: encoder, connector, tokenizer, backbone, head, modality, positions, router, sampler,
+    source, task, metric, launcher, recipe, command.
     """
     registry = registries.load()
     if strict:

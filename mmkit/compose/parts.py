@@ -16,7 +16,7 @@ from mmkit.contracts.options import NonNegative, Spec
 from mmkit.errors import MmkitError, PluginError
 from mmkit.registry import Entry, Registry
 
-PLAIN_KINDS = frozenset(("positions", "router", "source", "modality", "task", "metric", "launcher"))
+PLAIN_KINDS = frozenset(("positions", "router", "sampler", "source", "modality", "task", "metric", "launcher"))
 """Kinds without weights of their own, so without the keys common to parts."""
 BESIDE = {"source": ("weight",), "task": ("name", "metrics")}
 """Keys that stand beside a part's own and are read by whoever lists it."""

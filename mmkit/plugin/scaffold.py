@@ -28,6 +28,7 @@ USAGE = {
     "modality": "streams: {{played: {{modality: {name}, from: levels, head: say}}}}",
     "positions": "backbone: {{type: dense, depth: 4, dim: 128, num_heads: 4, positions: {{type: {name}}}}}",
     "router": "backbone: {{type: moe, depth: 4, dim: 128, num_heads: 4, router: {{type: {name}}}}}",
+    "sampler": "heads: {{paint: {{type: flow, sampler: {{type: {name}}}}}}}",
     "source": "data: [{{type: {name}}}]",
     "task": "evaluate: [{{type: {name}}}]",
     "metric": "evaluate: [{{type: held_out, metrics: [verdicts, {{type: {name}}}]}}]",

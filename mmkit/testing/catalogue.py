@@ -13,7 +13,7 @@ PARTS = ("encoder", "connector", "tokenizer", "backbone", "head")
 """The kinds that are `torch.nn.Module`s with ports; the others have lighter lists."""
 PLACES = (
     "options", "surroundings", "state", "gradients", "encoders", "connectors", "tokenizers", "backbones", "heads",
-    "learning", "matrix", "others",
+    "learning", "matrix", "samplers", "others",
 )  # fmt: skip
 """The modules of this folder that hold checks, in the order in which they are run."""
 

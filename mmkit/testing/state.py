@@ -20,7 +20,8 @@ from mmkit.testing.surroundings import outputs_after, same
 CONTRACTS = {
     "encoder": "encoder:Encoder", "connector": "connector:Connector", "tokenizer": "tokenizer:Tokenizer",
     "backbone": "backbone:Backbone", "head": "head:Head", "source": "source:Source", "modality": "modality:Modality",
-    "positions": "positions:Positions", "task": "evaluation:Task", "metric": "evaluation:Metric", "launcher": "launcher:Launcher",
+    "positions": "positions:Positions", "sampler": "sampler:Sampler", "task": "evaluation:Task", "metric": "evaluation:Metric",
+    "launcher": "launcher:Launcher",
 }  # fmt: skip
 
 

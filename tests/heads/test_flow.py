@@ -9,14 +9,21 @@ from mmkit.contracts.options import Sampling
 from mmkit.contracts.port import Port, TargetPort
 from mmkit.contracts.values import Feed, Prepared
 from mmkit.errors import ContractError
-from mmkit.heads.flow import LEAST_TIME, Flow, sampling_times
+from mmkit.heads.flow import LEAST_TIME, Flow
+from mmkit.nn.process import StraightProcess
+from mmkit.registry import load
+from mmkit.testing.cases import spec
 
 DIM = 32
 IMAGE = TargetPort("image", Port("image", "latents", width=6))
 
 
-def build(targets=(IMAGE,), **options):
-    return Flow(Flow.Config(**options), targets, 0, DIM)
+def build(targets=(IMAGE,), *, sampler="euler", **options):
+    return Flow(Flow.Config(sampler=spec("sampler", sampler, {}, load()), **options), targets, 0, DIM)
+
+
+def sampling_times(steps, shift):
+    return torch.tensor([level.time for level in StraightProcess(shift).levels(steps)])
 
 
 def field(x, t):
@@ -28,9 +35,9 @@ def sample(head, request, velocity=field):
     """Every (time, latents) at which the head asks, and what it finishes with."""
     state, seen = head.begin(request), []
     while not state.done:
-        x = head.feed(state).tokens
-        seen.append((state.time, x))
-        state = head.step(state, velocity(x, state.time))
+        x, time = head.feed(state).tokens, state.walk.level.time
+        seen.append((time, x))
+        state = head.step(state, velocity(x, time))
     return seen, head.finish(state)
 
 
@@ -131,11 +138,11 @@ def test_steps_can_be_asked_for_and_half_precision_is_fed_but_not_integrated(ask
     request = replace(ask("image", (2, 3), sampling=Sampling(steps=5)), dtype=torch.bfloat16)
     state, count = head.begin(request), 0
     while not state.done:
-        assert head.feed(state).tokens.dtype == torch.bfloat16 and state.x_SC.dtype == torch.float32
+        assert head.feed(state).tokens.dtype == torch.bfloat16 and state.walk.x_SC.dtype == torch.float32
         state, count = head.step(state, torch.zeros(6, 6, dtype=torch.bfloat16)), count + 1
     assert count == 5 and head.finish(state).dtype == torch.bfloat16
     state = head.begin(ask("image", (2, 3), sampling=Sampling(steps=5)))
-    assert torch.equal(state.x_SC, torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(state.walk.x_SC, torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))
 
 
 # Training

@@ -26,7 +26,7 @@ from mmkit.plugin import scaffold
 from mmkit.plugin.scaffold import Names, create, render
 from mmkit.registry import KINDS
 
-SHORT = ("head", "encoder", "connector", "metric", "backbone")
+SHORT = ("head", "encoder", "connector", "metric", "backbone", "sampler")
 LONGER = {"router": 45, "source": 50, "task": 55, "positions": 55, "tokenizer": 55, "launcher": 60, "modality": 105}
 """Lines of a part and its ``pyproject.toml`` together: at most 40, or what a contract with more to say takes; a modality comes
 with the tokenizer and the source that its recipe needs."""

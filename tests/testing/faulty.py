@@ -13,6 +13,7 @@ from mmkit.encoders.patch import Patch
 from mmkit.heads.ar import AR
 from mmkit.heads.flow import Flow
 from mmkit.heads.masked import Masked
+from mmkit.samplers.euler import Euler
 from mmkit.tokenizers.bytes import Bytes
 from mmkit.tokenizers.pixel import Pixel
 
@@ -215,3 +216,45 @@ class Cropped(Patch):
 
     def forward(self, contents):
         return [x[:-1] for x in super().forward(contents)]
+
+
+class Halfway(Euler):
+    """Goes half as far as it should."""
+
+    def step(self, state, prediction):
+        return replace(super().step(state, prediction), x_SC=(state.x_SC + super().step(state, prediction).x_SC) / 2)
+
+
+class Boastful(Euler):
+    """Promises an order it does not have."""
+
+    order = 2
+
+
+class Counting(Euler):
+    """Keeps in itself what belongs in a state: the number of its last step."""
+
+    def begin(self, noise_SC, steps, generator):
+        self.steps = 0
+        return super().begin(noise_SC, steps, generator)
+
+    def step(self, state, prediction):
+        self.steps += 1
+        after = super().step(state, prediction)
+        return replace(after, x_SC=after.x_SC * (1 + 0.01 * self.steps))
+
+
+class Dice(Euler):
+    """Draws from the generator that all share."""
+
+    def step(self, state, prediction):
+        after = super().step(state, prediction)
+        return replace(after, x_SC=after.x_SC + 0.1 * torch.randn(after.x_SC.shape))
+
+
+class Secretive(Euler):
+    """Draws noise, and does not say so."""
+
+    def step(self, state, prediction):
+        after = super().step(state, prediction)
+        return replace(after, x_SC=after.x_SC + 0.1 * torch.randn(after.x_SC.shape, generator=state.generator))

@@ -42,10 +42,17 @@ FAULTS = {
     "Short": ("tokenizer", "the_codebook_size_or_width_is_measured", "the book has 64"),
     "Greyish": ("tokenizer", "decoding_gives_canonical_contents", "(16, 16) comes back as (15, 16)"),
     "Cropped": ("encoder", "the_features_grid_is_measured", "`grid` says (2, 2)"),
+    "Halfway": ("sampler", "what_is_known_is_reached", "away from what every prediction says"),
+    "Boastful": ("sampler", "more_steps_come_closer", "order: flow: four times the steps"),
+    "Counting": ("sampler", "spans_at_any_levels_go_side_by_side", "depends on what is sampled beside it"),
+    "Dice": ("sampler", "noise_comes_from_the_generator", "torch's default generator"),
+    "Secretive": ("sampler", "noise_comes_from_the_generator", "stochastic: flow: it is False"),
 }
 ALSO = {
     "Blind": ("backbone", "nothing_is_seen_that_the_mask_hides", "plan"),
     "Rough": ("connector", "options_are_documented", "groups"),
+    "Counting": ("sampler", "a_step_is_a_function_of_its_state", "the same state goes on otherwise"),
+    "Halfway": ("sampler", "samples_have_the_spread_of_the_data", "samples have the mean"),
 }
 EXAMPLES = {("backbone", "Blind"): (BODY,), ("backbone", "Amnesiac"): (BODY,), ("encoder", "Cropped"): (PATCH,),
             ("head", "Gambler"): ({"length": 8},)}  # fmt: skip
