@@ -72,9 +72,17 @@ def test_every_hook_is_used_by_mmkit_itself() -> None:
 
 
 def test_the_page_names_every_special_entry() -> None:
-    assert {f"{kind}.NAME" for kind in registry.APART} | {discovery.CODE} <= set(
-        re.findall(r'^\| `"([\w.]+)"`', PAGE, re.M)
-    )
+    apart = {f"{kind}.OP.NAME" if kind == "kernel" else f"{kind}.NAME" for kind in registry.APART}
+    assert apart | {discovery.CODE} <= set(re.findall(r'^\| `"([\w.]+)"`', PAGE, re.M))
+
+
+def test_the_page_names_every_op_and_mmkits_own_kernels() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `f\(.*\| (.*) \|$", PAGE, re.M)
+    known = registry.load()
+    assert {op: re.findall(r"`(\w+)`", names) for op, names in rows} == {
+        op: [e.name.partition(".")[2] for e in known.kernels.values() if e.name.startswith(f"{op}.")]
+        for op in registry.OPS
+    }
 
 
 def test_own_code_does_not_read_entry_points_elsewhere() -> None:
