@@ -96,7 +96,8 @@ def short(tokens: int) -> Visibility:
 
 def compiled_flex(seen: Visibility) -> Run:
     """FlexAttention as torch recommends it, on the CPU too."""
-    mask = lower(seen, device="cpu", implementation="flex").block_mask
+    with torch.no_grad():
+        mask = lower(seen, device="cpu", implementation="flex").block_mask
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

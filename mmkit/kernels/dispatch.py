@@ -54,14 +54,14 @@ class Site:
 class Limits:
     """Where an implementation runs. An empty tuple is no limit.
 
-    `devices` are types (``cpu``, ``cuda``), `dtypes` names (``float32``), `capability` the least one of a CUDA device,
-    `backward` tells whether it gives gradients.
+    `devices` are types (``cpu``, ``cuda``), `dtypes` names (``float32``), `capability` the least one of a CUDA device;
+    on the devices of `forward_only` it gives no gradients.
     """
 
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     capability: tuple[int, int] = (0, 0)
-    backward: bool = True
+    forward_only: tuple[str, ...] = ()
 
     def refusal(self, site: Site) -> str:
         """Why it does not run there; empty where it does."""
@@ -73,7 +73,7 @@ class Limits:
         if site.device == "cuda" and site.capability < self.capability:
             needed, there = ("{}.{}".format(*c) for c in (self.capability, site.capability))
             return f"needs a GPU of compute capability {needed}, and this one has {there}"
-        return "has no backward pass" if site.backward and not self.backward else ""
+        return f"gives no gradients on {site.device}" if site.backward and site.device in self.forward_only else ""
 
 
 def kernel(**limits: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

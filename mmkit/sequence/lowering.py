@@ -28,7 +28,8 @@ def lower(
 ) -> Plan:
     """The plan for these queries and keys (None: the queries themselves) on a device.
 
-    `implementation` names the kernel, whatever the environment and the recipe say. mmkit's own choice is ``batches`` on the
+    `implementation` names the kernel, whatever the environment and the recipe say. Where gradients are enabled, the kernel
+    must give them. mmkit's own choice is ``batches`` on the
     CPU and ``flex`` on a GPU, there ``dense`` for short sequences. Raises as `mmkit.kernels.dispatch.choose` does.
     """
     device = torch.device(device)
@@ -65,7 +66,7 @@ def batches(queries: Visibility, keys: Visibility, device: torch.device) -> Plan
     return cut(queries, keys)
 
 
-@kernel(devices=("cpu", "cuda"))
+@kernel(devices=("cpu", "cuda"), forward_only=("cpu",))
 def flex(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
     """Torch's FlexAttention, compiled on a GPU; on the CPU without gradients."""
     from torch.nn.attention.flex_attention import create_block_mask  # slow to import, and rarely wanted

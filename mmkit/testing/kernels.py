@@ -61,9 +61,9 @@ def it_agrees_with_the_reference(case: Case) -> None:
 @check("kernel")
 def its_gradients_agree_with_those_of_the_reference(case: Case) -> None:
     """So are its gradients of every input, where it says that it gives any."""
-    if not case.cls.limits.backward:
-        raise Inapplicable("it says that it has no backward pass")
     for trial, dtype, device in _tried(case, "attention"):
+        if refusal := case.cls.limits.refusal(Site(device, backward=True, capability=capability(torch.device(device)))):
+            raise Inapplicable(f"it says that it {refusal}")
         want = _gradients(trial, _reference(case), torch.float64, "cpu")
         got, plain = (_gradients(trial, f, dtype, device) for f in (case.cls, _reference(case)))
         for i, three in enumerate(zip(got, plain, want, strict=True)):

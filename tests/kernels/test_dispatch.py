@@ -25,7 +25,7 @@ from mmkit.train import train
 CPU = Site("cpu", torch.float32)
 
 
-@kernel(devices=("cuda",), dtypes=("float32", "bfloat16"), capability=(8, 0), backward=False)
+@kernel(devices=("cuda",), dtypes=("float32", "bfloat16"), capability=(8, 0), forward_only=("cuda",))
 def narrow(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Runs almost nowhere."""
     return x[:, 0].long()
@@ -68,7 +68,7 @@ def test_limits_say_what_is_missing() -> None:
         limits.refusal(Site("cuda", None, False, (7, 5)))
         == "needs a GPU of compute capability 8.0, and this one has 7.5"
     )
-    assert limits.refusal(Site("cuda", torch.bfloat16, True, (9, 0))) == "has no backward pass"
+    assert limits.refusal(Site("cuda", torch.bfloat16, True, (9, 0))) == "gives no gradients on cuda"
     assert limits.refusal(Site("cuda", torch.bfloat16, False, (9, 0))) == ""
     assert Limits().refusal(Site("meta", torch.int8, True)) == ""
 

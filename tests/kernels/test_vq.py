@@ -37,7 +37,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, codes = torch.randn(101, 6, dtype=torch.float64), torch.randn(37, 6, dtype=torch.float64)
     whole = reference(x, codes)
     for scores in (1, 37, 100, 37 * 50):
-        monkeypatch.setattr(chunked, "SCORES", scores)
+        monkeypatch.setattr(chunked, "CPU_SCORES", scores)
         assert torch.equal(nearest_code(x, codes), whole)
 
 
