@@ -72,19 +72,19 @@ def its_gradients_agree_with_those_of_the_reference(case: Case) -> None:
 
 @check("kernel")
 def it_finds_the_nearest_code(case: Case) -> None:
-    """No code is nearer than the one it finds, by more than rounding can hide; of equal ones it finds the first."""
+    """No code is nearer than the one it finds by more than rounding can hide; where nothing is rounded, the first such one."""
     for trial, dtype, device in _tried(case, "nearest_code"):
         x_NC, codes_KC = (x.to(device, dtype) for x in trial.inputs)
         found_N = case.cls(x_NC, codes_KC)
         place = f"{trial.title} in {dtype}"
         demand(found_N.dtype == torch.int64 and found_N.shape == x_NC.shape[:1], place, f"it gives {found_N.dtype}")
-        table_NK = torch.cdist(x_NC.double(), codes_KC.double()).square().cpu()
-        scale = x_NC.double().square().sum(1).cpu() + codes_KC.double().square().sum(1).max().cpu()
-        excess_N = table_NK.gather(1, found_N.cpu()[:, None])[:, 0] - table_NK.amin(1)
+        table_NK = (x_NC.double()[:, None] - codes_KC.double()).square().sum(2)
+        excess_N = table_NK.gather(1, found_N[:, None])[:, 0] - table_NK.amin(1)
         rounding = 8 * x_NC.shape[1] ** 0.5 * torch.finfo(dtype).eps
-        demand((excess_N <= rounding * scale).all(), place, "a nearer code is there")
-        first_K = (codes_KC[:, None] == codes_KC[None]).all(2).int().argmax(1)
-        demand(torch.equal(first_K[found_N], found_N), place, "of equal codes it does not find the first")
+        scale_N = x_NC.double().square().sum(1) + codes_KC.double().square().sum(1).max()
+        demand((excess_N <= rounding * scale_N).all(), place, "a nearer code is there")
+        if all(torch.equal(x, x.round()) for x in trial.inputs):
+            demand(torch.equal(found_N, table_NK.argmin(1)), place, "of equally near codes it does not find the first")
 
 
 @check("kernel")
@@ -173,12 +173,12 @@ def _attention() -> Iterator[Trial]:
 
 
 def _nearest_code() -> Iterator[Trial]:
-    """Books of many sizes, one with every code twice, one vector, none."""
+    """Books of many sizes, one vector, none; small whole numbers, whose products no order of summation rounds, with many ties."""
     generator = torch.Generator().manual_seed(0)
     for vectors, codes, channels in ((300, 64, 8), (100, 1000, 3), (1, 5, 16), (0, 7, 4)):
-        x_NC, codes_KC = (torch.randn(n, channels, generator=generator, dtype=torch.float64) for n in (vectors, codes))
-        for title, book in (("codes", codes_KC), ("codes, each twice", torch.cat([codes_KC, codes_KC]))):
-            yield Trial(f"{vectors} vectors, {codes} {title}", (x_NC, book), lambda f, x, c: f(x, c))
+        drawn = [torch.randn(n, channels, generator=generator, dtype=torch.float64) for n in (vectors, codes)]
+        for title, inputs in (("", drawn), (" in whole numbers", [x.round() for x in drawn])):
+            yield Trial(f"{vectors} vectors, {codes} codes{title}", tuple(inputs), lambda f, x, c: f(x, c))
 
 
 TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {"attention": _attention, "nearest_code": _nearest_code}

@@ -176,7 +176,7 @@ def test_what_agrees_with_the_reference_passes(kernel: str, odd: Site) -> None:
     ("kernel", "check", "reason"),
     [
         ("nearest_code.farthest", "it_finds_the_nearest_code", "a nearer code is there"),
-        ("nearest_code.latest", "it_finds_the_nearest_code", "of equal codes it does not find the first"),
+        ("nearest_code.latest", "it_finds_the_nearest_code", "of equally near codes it does not find the first"),
         ("nearest_code.unmarked", "it_says_where_it_runs", "mark it with `@kernel(...)`"),
         ("attention.unmasked", "it_agrees_with_the_reference", "packed documents, 4 heads of 16 and 2 key heads"),
         ("attention.cut", "its_gradients_agree_with_those_of_the_reference", "no gradient reaches input 1"),

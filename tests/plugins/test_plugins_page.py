@@ -13,7 +13,7 @@ from distributions import Site
 
 import mmkit
 from mmkit import cli, discovery, hooks, registry, testing
-from mmkit.compose import load
+from mmkit.compose import load, loads
 from mmkit.train import train
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -57,6 +57,17 @@ def test_the_example_passes_the_conformance_kit(site: Site) -> None:
     known = site.read()
     results = testing.run(testing.entries("mmkit-gate", registry=known), registry=known, slow=False)
     assert len(results) > 60 and [r for r in results if not r.ok] == []
+
+
+def test_the_kernel_passes_the_conformance_kit(site: Site) -> None:
+    (listed,) = re.findall(r'`"(kernel\.[\w.]+)" = "([\w.:]+)"`', PAGE)
+    site.add("mmkit-gate", dict([listed]), {"mmkit_gate/__init__.py": "", **FILES})
+    known = site.read()
+    results = testing.run(testing.entries("mmkit-gate", registry=known), registry=known)
+    assert len(results) == 5 and [r for r in results if not r.ok] == []
+    assert loads(
+        FILES["mmkit_gate/gate-tiny.yaml"] + re.search(r"^kernels: .*$", PAGE, re.M)[0], registry=known
+    ).kernels
 
 
 def test_every_hook_is_documented() -> None:

@@ -14,8 +14,9 @@ from mmkit.kernels.dispatch import Site, choose
 def nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
     """The index of the Euclidean-nearest code of each vector: ``[N, C]`` and ``[K, C]`` to int64 ``[N]``.
 
-    Ties go to the lowest index. Scores are computed in float32 (float64 for float64 vectors) whatever autocast says, and
-    nothing is differentiated. One op (``mmkit::nearest_code``) to `torch.compile`.
+    Of equal scores the lowest index wins; of codes as near as rounding can tell, any may. Scores are computed in float32
+    (float64 for float64 vectors) whatever autocast says, and nothing is differentiated. One op (``mmkit::nearest_code``) to
+    `torch.compile`.
     """
     dtype = torch.float64 if x_NC.dtype == torch.float64 else torch.float32
     return _nearest_code(x_NC.detach().to(dtype), codes_KC.detach().to(dtype))
