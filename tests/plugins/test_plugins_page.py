@@ -21,10 +21,10 @@ FILES = dict(re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", PAGE, re.M | re.S))
 HOOKS = [name for name in vars(hooks) if name.startswith("mmkit_")]
 
 
-def install(site: Site, *without: str) -> None:
+def install(site: Site, *without: str, **more: str) -> None:
     project = tomllib.loads(FILES["pyproject.toml"])["project"]
     files = {path: text for path, text in FILES.items() if path not in ("pyproject.toml", *without)}
-    entries = project["entry-points"]["mmkit"]
+    entries = {**project["entry-points"]["mmkit"], **more}
     if "mmkit_gate/plugin.py" not in without:
         entries["plugin"] = "mmkit_gate.plugin"
     site.add(project["name"], entries, files, version=project["version"], needs=project["dependencies"][0])
@@ -60,14 +60,12 @@ def test_the_example_passes_the_conformance_kit(site: Site) -> None:
 
 
 def test_the_kernel_passes_the_conformance_kit(site: Site) -> None:
-    (listed,) = re.findall(r'`"(kernel\.[\w.]+)" = "([\w.:]+)"`', PAGE)
-    site.add("mmkit-gate", dict([listed]), {"mmkit_gate/__init__.py": "", **FILES})
+    install(site, "mmkit_gate/plugin.py", **dict(re.findall(r'`"(kernel\.[\w.]+)" = "([\w.:]+)"`', PAGE)))
     known = site.read()
-    results = testing.run(testing.entries("mmkit-gate", registry=known), registry=known)
+    results = testing.run(testing.entries("kernel/nearest_code.exact", registry=known), registry=known)
     assert len(results) == 5 and [r for r in results if not r.ok] == []
-    assert loads(
-        FILES["mmkit_gate/gate-tiny.yaml"] + re.search(r"^kernels: .*$", PAGE, re.M)[0], registry=known
-    ).kernels
+    written = FILES["mmkit_gate/gate-tiny.yaml"] + re.search(r"^kernels: .*$", PAGE, re.M)[0]
+    assert loads(written, registry=known).kernels == {"nearest_code": "exact"}
 
 
 def test_every_hook_is_documented() -> None:
