@@ -42,3 +42,13 @@ def mmkit_commands(register: Callable[..., None]) -> None:
     Call ``register(name, "package.module:command", "One line of help.")`` once for each; the target is a `click.Command`,
     imported when it runs. Without a third argument the help is the first line of the function's docstring.
     """
+
+
+@hookspec
+def mmkit_kernels(register: Register) -> None:
+    """Name the implementations of mmkit's ops that this plugin provides.
+
+    Call ``register(op, name, "package.module:function")`` once for each: `op` is one of `mmkit.registry.OPS`, `name` what
+    a recipe writes under ``kernels:``, the target a function marked with `mmkit.kernels.dispatch.kernel`, which says where
+    it runs. It runs where a recipe or the environment names it, and nowhere else.
+    """

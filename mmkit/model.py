@@ -5,8 +5,9 @@ Shape suffixes: T packed tokens, S tokens of one head or source, D backbone widt
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from mmkit.contracts.values import Feed, Packed, Targets, TokenLoss
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.errors import ContractError
 from mmkit.generate import generate
+from mmkit.kernels.dispatch import using
 from mmkit.routing import Batch, Router
 from mmkit.sequence.layout import Span
 from mmkit.sequence.lowering import lower
@@ -51,6 +53,17 @@ class _Work:
     feed_places: Tensor
     read_places: Tensor
     prepared: Any
+
+
+def _by_its_kernels(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method, run by the implementations that the model's recipe names."""
+
+    @functools.wraps(method)
+    def run(self: UnifiedModel, *args: Any, **named: Any) -> Any:
+        with using(self.recipe.kernels):
+            return method(self, *args, **named)
+
+    return run
 
 
 class UnifiedModel(nn.Module):
@@ -130,6 +143,7 @@ class UnifiedModel(nn.Module):
 
     # Content in, content out
 
+    @_by_its_kernels
     def encode(self, source: str, contents: Sequence[Any]) -> list[Tensor]:
         """Folded tokens of each content: codes ``[*grid]``, or vectors ``[*grid, C]``.
 
@@ -154,6 +168,7 @@ class UnifiedModel(nn.Module):
             return compute()
         return self.store.encode(tokenizer, self._options[source], contents, self.device, compute)
 
+    @_by_its_kernels
     def decode(self, stream: str, tokens: Sequence[Tensor]) -> list[Any]:
         """Contents from folded tokens ``[*grid, C]`` or codes ``[*grid]`` of a stream."""
         source = self.recipe.model.streams[stream].source
@@ -223,6 +238,7 @@ class UnifiedModel(nn.Module):
         seed = self.recipe.train.seed if seed is None else seed
         return self.router.batches(samples, self.tokenizers, step=step, budget=budget, seed=seed, drop=drop)
 
+    @_by_its_kernels
     def forward(self, batch: Batch) -> Losses:
         """The losses of one batch, per token."""
         folded = {source: self.encode_batch(source, batch) for source in batch.contents}
@@ -362,6 +378,7 @@ class UnifiedModel(nn.Module):
         """
         return self.generate_batch([segments], sampling, seeds=[seed])[0]
 
+    @_by_its_kernels
     @torch.no_grad()
     def generate_batch(
         self, prompts: Sequence[Sequence[Any]], sampling: Sampling | None = None, *, seeds: Sequence[int] | None = None

@@ -29,12 +29,18 @@ KINDS = (
 
 BUILTIN = (
     "mmkit.encoders", "mmkit.connectors", "mmkit.tokenizers", "mmkit.backbones", "mmkit.heads", "mmkit.samplers",
-    "mmkit.nn", "mmkit.sequence", "mmkit.data", "mmkit.evaluate", "mmkit.ablate.launchers", "mmkit.recipes", "mmkit.cli",
+    "mmkit.kernels", "mmkit.nn", "mmkit.sequence", "mmkit.data", "mmkit.evaluate", "mmkit.ablate.launchers",
+    "mmkit.recipes", "mmkit.cli",
 )  # fmt: skip
 
 OWN = "mmkit"
-APART = ("recipe", "command")
+APART = ("recipe", "command", "kernel")
 """What is registered by name as components are, and named by no ``type:``."""
+
+OPS = ("attention", "nearest_code")
+"""The operations that have several implementations. A kernel's name is ``op.name``."""
+AUTO = "auto"
+"""In place of an implementation's name: mmkit chooses."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -44,7 +50,7 @@ _ABSENT = (ImportError, AttributeError, SyntaxError)
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component, recipe or command: its kind, name, lazy target, and the distribution that provides it.
+    """One registered component, recipe, command or kernel: its kind, name, lazy target, and the distribution that provides it.
 
     `origin` is the file that registered it, `about` its one line of help where whoever registered it gave one.
     """
@@ -89,6 +95,7 @@ class Registry:
     recipes: dict[str, Entry] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     commands: dict[str, Entry] = field(default_factory=dict)
+    kernels: dict[str, Entry] = field(default_factory=dict)
     contested: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
     refused: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
     unread: dict[str, Distribution] = field(default_factory=dict)
@@ -165,8 +172,10 @@ class Registry:
         return (found[name] for name in sorted(found))
 
     def every(self) -> Iterator[Entry]:
-        """All entries: components, recipes, commands."""
-        yield from (*self.entries.values(), *self.recipes.values(), *self.commands.values())
+        """All entries: components, recipes, commands, kernels."""
+        yield from self.entries.values()
+        for kind in APART:
+            yield from self._apart(kind).values()
 
     def find(self, kind: str, name: str) -> Entry:
         """The entry of a name, bare or ``owner/name``. The first use of a plugin's name runs the plugin's code.
@@ -197,10 +206,8 @@ class Registry:
                 fact = f"{claim.owner} {claim.version} lists it, and is broken: {self.broken[claim.owner]}"
                 return PluginError(place, fact, f"reinstall or upgrade {claim.owner}", rule="part.broken")
         known = self.names(kind)
-        near = difflib.get_close_matches(name, known, 1)
         elsewhere = [k for k, n in self.entries if n == name]
-        remedy = f"did you mean {near[0]!r}? " if near else ""
-        remedy += f"{name!r} is a {elsewhere[0]}. " if elsewhere else ""
+        remedy = near(name, known) + (f"{name!r} is a {elsewhere[0]}. " if elsewhere else "")
         return PluginError(
             place, f"no installed package provides a {kind} named {name!r}",
             f"{remedy}known: {', '.join(known) or 'none'}", rule="part.unknown",
@@ -248,7 +255,7 @@ class Registry:
     # One table for components, one each for what no recipe's ``type:`` names
 
     def _apart(self, kind: str) -> dict[str, Entry]:
-        return self.recipes if kind == "recipe" else self.commands
+        return {"recipe": self.recipes, "command": self.commands, "kernel": self.kernels}[kind]
 
     def _get(self, kind: str, name: str) -> Entry | None:
         return self._apart(kind).get(name) if kind in APART else self.entries.get((kind, name))
@@ -290,6 +297,13 @@ class _Listed:
             if kind == "command":
                 register(name, target)
 
+    @hooks.hookimpl
+    def mmkit_kernels(self, register: hooks.Register) -> None:
+        for kind, name, target in self.plugin.listed:
+            if kind == "kernel":
+                op, _, name = name.partition(".")
+                register(op, name, target)
+
 
 def _manager(plugin: ModuleType | object, owner: str) -> pluggy.PluginManager:
     """The hooks of one plugin. Raises pluggy's `PluginValidationError` on a hook that is not ours, or of another signature."""
@@ -326,10 +340,25 @@ def told(manager: pluggy.PluginManager, owner: str, version: str, origin: str) -
             raise PluginError(f"plugin {owner}", f"unknown kind {kind!r} of {name!r}", f"kinds are {', '.join(KINDS)}")
         take(kind, name, target)
 
+    def kernel(op: str, name: str, target: str) -> None:
+        if op not in OPS:
+            raise PluginError(f"plugin {owner}", f"unknown op {op!r} of kernel {name!r}", f"ops are {', '.join(OPS)}")
+        if name == AUTO:
+            raise PluginError(f"plugin {owner}", f"a kernel cannot be named {AUTO!r}", "choose another name")
+        _check_words("kernel", name, target, owner)
+        take("kernel", f"{op}.{name}", target)
+
     manager.hook.mmkit_components(register=component)
     manager.hook.mmkit_recipes(register=functools.partial(take, "recipe"))
     manager.hook.mmkit_commands(register=functools.partial(take, "command"))
+    manager.hook.mmkit_kernels(register=kernel)
     return found
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """A question after the known word that is like this one; empty where none is."""
+    found = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {found[0]!r}? " if found else ""
 
 
 def _check_words(kind: str, name: object, target: object, owner: str) -> None:

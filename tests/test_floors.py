@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmkit"
 FLOORS = (
     ("errors", "hooks", "discovery"),
     ("registry", "contracts"),
+    ("ops",),
     ("compose", "kernels"),
     ("nn", "sequence"),
     ("encoders", "connectors", "tokenizers", "backbones", "heads", "samplers"),

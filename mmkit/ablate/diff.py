@@ -50,7 +50,7 @@ class Change:
 
 def difference(base: Recipe, arm: Recipe) -> tuple[Change, ...]:
     """Every difference of what two resolved recipes train, in the order of the schema."""
-    return tuple(_changes(*({**tree(recipe), "evaluate": []} for recipe in (base, arm)), ""))
+    return tuple(_changes(*({**tree(recipe), "kernels": recipe.kernels, "evaluate": []} for recipe in (base, arm)), ""))
 
 
 def short(changes: Sequence[Change], limit: int = 3) -> str | None:

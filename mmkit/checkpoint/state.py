@@ -89,9 +89,10 @@ def _versions() -> dict[str, str]:
 
 
 def _plugins() -> dict[str, Plugin]:
-    """The plugins in use. A part's module is imported when a recipe names the part, and not before."""
+    """The plugins in use. The module of a part or a kernel is imported when a recipe names it, and not before."""
     used: dict[str, Plugin] = {}
-    for entry in registry.load().entries.values():
+    known = registry.load()
+    for entry in (*known.entries.values(), *known.kernels.values()):
         if entry.owner != "mmkit" and entry.target.partition(":")[0] in sys.modules:
             used.setdefault(entry.owner, Plugin(entry.version, [])).parts.append(f"{entry.kind} {entry.name}")
     return used

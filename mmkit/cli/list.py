@@ -25,11 +25,11 @@ from mmkit.registry import APART, KINDS, Entry, Registry
 @click.option("--strict", is_flag=True, envvar="MMKIT_STRICT", help="Import every plugin; fail where one is broken.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(kind: str | None, why: str | None, strict: bool, as_json: bool) -> None:
-    """The parts, modalities, sources, tasks, metrics, launchers, recipes and commands that are installed, with the package
+    """The parts, modalities, sources, tasks, metrics, launchers, recipes, commands and kernels that are installed, with the package
     each is from; and plugins that are broken, with the reason. Nothing of a plugin is imported, unless --strict is given.
 
     KIND shows one kind only: encoder, connector, tokenizer, backbone, head, modality, positions, router, sampler,
-    source, task, metric, launcher, recipe, command.
+    source, task, metric, launcher, recipe, command, kernel.
     """
     registry = registries.load()
     if strict:

@@ -25,11 +25,11 @@ def summary(entry: Entry) -> str:
     """What an entry is, on one line; empty where nothing says it.
 
     Of a class the first paragraph of its docstring, of a recipe its first comment that says more than how to run it, of a
-    command the help it was registered with, or the first line of its docstring.
+    command the help it was registered with, or, as of a kernel, the first line of its docstring.
     """
     if entry.about:
         return entry.about
-    return {"recipe": _of_recipe, "command": _of_command}.get(entry.kind, _of_class)(entry)
+    return {"recipe": _of_recipe, "command": _of_function, "kernel": _of_function}.get(entry.kind, _of_class)(entry)
 
 
 def _of_recipe(entry: Entry) -> str:
@@ -39,7 +39,7 @@ def _of_recipe(entry: Entry) -> str:
     return next((line for line in comments if not line.startswith("mmkit ")), "")
 
 
-def _of_command(entry: Entry) -> str:
+def _of_function(entry: Entry) -> str:
     module, _, name = entry.target.partition(":")
     try:
         body = ast.parse(source_of(module)).body

@@ -16,7 +16,8 @@ from mmkit.compose.scalars import adapter, alternatives, bare
 from mmkit.compose.typed import hints, keyed_fields
 from mmkit.contracts.options import Spec
 from mmkit.errors import MmkitError
-from mmkit.registry import KINDS, OWN, Entry, Registry
+from mmkit.ops import names
+from mmkit.registry import AUTO, KINDS, OPS, OWN, Entry, Registry
 
 _LISTED: dict[Any, str] = {Mixed: "source", Judged: "task"}
 """What a list holds that is written as a part."""
@@ -37,9 +38,9 @@ _COMMON_WORDS = {
 def schema(*, registry: Registry | None = None) -> dict[str, Any]:
     """The schema as a mapping, ready for `json.dump`. Parts that cannot be read are left out."""
     made = _Schema(registry or registries.load())
-    root = made.dataclass(Recipe, leave_out=("file", "text", "places"))
+    root = made.dataclass(Recipe, leave_out=("file", "text", "places", "kernels"))
     extends = {"type": "string", "description": "A file, or a shipped recipe, that this one is merged over."}
-    root["properties"] = {"extends": extends, **root["properties"]}
+    root["properties"] = {"extends": extends, **root["properties"], "kernels": _kernels(made.registry)}
     return {
         "$schema": DIALECT,
         "title": "mmkit recipe",
@@ -154,6 +155,13 @@ class _Schema:
         if base is Any:
             return {}
         return {k: v for k, v in adapter(hint).json_schema().items() if k != "title"}
+
+
+def _kernels(registry: Registry) -> dict[str, Any]:
+    """Each op, with the names of its implementations."""
+    ops = {op: {"type": "string", "enum": [AUTO, *names(registry, op)], "default": AUTO} for op in OPS}
+    about = "The implementation of an op, where mmkit is not to choose it."
+    return {"type": "object", "properties": ops, "additionalProperties": False, "description": about}
 
 
 def _spellings(entry: Entry) -> tuple[Entry, ...]:

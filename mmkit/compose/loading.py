@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmkit import ops
 from mmkit import registry as registries
 from mmkit.compose.document import Layer, Path_, Place, Tree, parse
 from mmkit.compose.layers import extended, interpolate, override, read_chain
@@ -16,7 +17,7 @@ from mmkit.compose.recipe import Judged, Mixed, Model, Recipe, Stream, Train
 from mmkit.compose.rendering import plain, render
 from mmkit.compose.typed import BAD, hints, keyed_fields
 from mmkit.contracts.options import Positive, Spec
-from mmkit.errors import Problem, RecipeError
+from mmkit.errors import PluginError, Problem, RecipeError
 from mmkit.registry import Registry
 
 
@@ -34,6 +35,7 @@ class Composed:
     data: tuple[Any, ...] = ()
     train: Train = Train()
     evaluate: tuple[Any, ...] = ()
+    kernels: dict[str, str] = dataclasses.field(default_factory=dict)
     lost: frozenset[str] = frozenset()
     """Sections of the model that a mistake may have hidden, so that what they name is not known."""
 
@@ -75,12 +77,12 @@ def _compose(
     problems += filter(None, (override(layer, text) for text in overrides))
     problems += interpolate(layer, {"train": _written(plain(Train()))})
     typer = RecipeTyper(layer, registry)
-    model, data, train, evaluate = _typed(typer)
+    typed = _typed(typer)
     problems += typer.problems
     if problems:
-        return Composed(None, tuple(problems), layer, model, data, train, evaluate, _lost(layer.tree))
-    recipe = Recipe(model=model, data=data, train=train, evaluate=evaluate, file=file, places=places_of(layer))
-    return Composed(dataclasses.replace(recipe, text=render(recipe)), (), layer, model, data, train, evaluate)
+        return Composed(None, tuple(problems), layer, **typed, lost=_lost(layer.tree))
+    recipe = Recipe(**typed, file=file, places=places_of(layer))
+    return Composed(dataclasses.replace(recipe, text=render(recipe)), (), layer, **typed)
 
 
 def places_of(layer: Layer) -> dict[str, Place]:
@@ -99,9 +101,10 @@ def _written(value: Any) -> Tree:
     return str(value).lower() if isinstance(value, bool) else value if value is None else str(value)
 
 
-def _typed(typer: RecipeTyper) -> tuple[Model, tuple[Any, ...], Train, tuple[Any, ...]]:
+def _typed(typer: RecipeTyper) -> dict[str, Any]:
+    """The sections of a recipe by their names."""
     root: Any = typer.layer.tree
-    typer.unknown_keys(root, ["model", "data", "train", "evaluate"], ())
+    typer.unknown_keys(root, ["model", "data", "train", "kernels", "evaluate"], ())
     model = Model()
     if "model" not in root:
         remedy = "write `model:` with its tokenizers, backbone, ..."
@@ -113,7 +116,22 @@ def _typed(typer: RecipeTyper) -> tuple[Model, tuple[Any, ...], Train, tuple[Any
     data = _each(typer, root, "data", "sources", _mixed)
     train = typer.value(root["train"], Train, ("train",)) if "train" in root else Train()
     evaluate = _each(typer, root, "evaluate", "tasks", _judged)
-    return model, data, Train() if train is BAD else train, evaluate
+    return {
+        "model": model, "data": data, "train": Train() if train is BAD else train, "kernels": _kernels(typer, root),
+        "evaluate": evaluate,
+    }  # fmt: skip
+
+
+def _kernels(typer: RecipeTyper, root: dict[str, Any]) -> dict[str, str]:
+    """The implementations that a recipe names, by op."""
+    found = typer.value(root.get("kernels", {}), dict[str, str], ("kernels",))
+    for op, name in ({} if found is BAD else found).items():
+        try:
+            ops.check(typer.registry, op, name)
+        except PluginError as error:
+            wrong = error.problem
+            typer.report(("kernels", op), wrong.fact, wrong.remedy, wrong.rule, key=wrong.rule == "key.unknown")
+    return {} if found is BAD else found
 
 
 def _model(typer: RecipeTyper, value: dict[str, Any]) -> Model:

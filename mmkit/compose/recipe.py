@@ -168,6 +168,7 @@ class Judged:
 class Recipe:
     """One recipe, typed.
 
+    `kernels` names the implementation of an op wherever the recipe is run; mmkit chooses for the ops it does not name.
     `evaluate` is what ``mmkit eval`` does; empty leaves it to mmkit. Nothing of the training depends on it. `text` is its
     resolved rendering, every default written out: what a checkpoint keeps. `places` says where each key path is written, so
     that what is found out later is still reported at its line.
@@ -176,6 +177,7 @@ class Recipe:
     model: Model
     data: tuple[Mixed, ...] = ()
     train: Train = Train()
+    kernels: dict[str, str] = field(default_factory=dict)
     evaluate: tuple[Judged, ...] = ()
     file: str = field(default="", compare=False)
     text: str = ""

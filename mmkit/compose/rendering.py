@@ -35,6 +35,7 @@ def of_evaluation(text: str) -> str:
 def tree(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain mappings, lists and scalars, in the order of the schema."""
     found = {"model": plain(recipe.model), "data": plain(recipe.data), "train": plain(recipe.train)}
+    found |= {"kernels": dict(recipe.kernels)} if recipe.kernels else {}
     return {**found, "evaluate": plain(recipe.evaluate)} if recipe.evaluate else found
 
 

@@ -16,6 +16,7 @@ from mmkit.contracts.source import Source
 from mmkit.errors import CheckpointError, ContractError
 from mmkit.evaluate.rate import Rate
 from mmkit.evaluate.student import mean_interval
+from mmkit.kernels.dispatch import using
 from mmkit.model import load
 
 WHOLE = "right"
@@ -96,7 +97,8 @@ def evaluate(
     curves: list[Curve] = []
     notes: list[str] = []
     for place, (judged, (task, metrics)) in enumerate(zip(tasks, ready, strict=True)):
-        found = _run(judged, task, metrics, subject, tick)
+        with using(subject.recipe.kernels):
+            found = _run(judged, task, metrics, subject, tick)
         taken = sorted(figures.keys() & found.figures.keys())
         if taken:
             raise _twice(place, judged, taken[0])

@@ -1,1 +1,15 @@
-"""Leaf operations: plain tensors in and out. Each folder holds a reference in plain torch and one dispatcher."""
+"""Leaf operations: plain tensors in and out. Each folder is one op; `mmkit.kernels.dispatch` chooses its implementation."""
+
+from mmkit.hooks import Register, hookimpl
+
+CATALOGUE = {
+    ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
+    ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
+}
+
+
+@hookimpl
+def mmkit_kernels(register: Register) -> None:
+    """Registers the kernels of this folder. Those of attention begin with the mask: `mmkit.sequence` registers them."""
+    for (op, name), target in CATALOGUE.items():
+        register(op, name, target)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmkit.kernels.attention.plan import Rows
+from mmkit.kernels.attention.sdpa import Rows
 
 
 class KVCache:

@@ -1,6 +1,6 @@
 """Routers: which experts read which token, and with what weight.
 
-Shape suffixes: T tokens, E experts, A assignments, k experts per token.
+Shape suffixes: T tokens, E experts, A assignments, k experts per token, G groups, e experts of one group.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class TopK(Router):
             balance_weight: weight of that loss.
             bias_rate: how far the bias moves in one step.
             z_loss: weight of the mean of ``logsumexp(logits) ** 2`` (ST-MoE, 2202.08906).
+            groups: the experts, in order, in so many groups of one size, of which a token goes to at most `groups_kept`: those
+                whose best expert is best or, with a `bias`, whose two best are (DeepSeek-V2, 2405.04434; DeepSeek-V3).
         """
 
         k: Count = 2
@@ -72,6 +74,8 @@ class TopK(Router):
         balance_weight: NonNegative = 0.01
         bias_rate: NonNegative = 1e-3
         z_loss: NonNegative = 0.0
+        groups: Count = 1
+        groups_kept: Count = 1
 
     def __init__(self, config: Config, experts: int) -> None:
         super().__init__(config, experts)
@@ -79,6 +83,7 @@ class TopK(Router):
             raise ContractError(
                 "router.k", f"a token cannot choose {config.k} of {experts} experts", "lower `k`, or add experts",
             )  # fmt: skip
+        _check_groups(config, experts)
         self.config = config
         self.bias_E: Tensor | None
         self.register_buffer("bias_E", torch.zeros(experts) if config.balance == "bias" else None)
@@ -88,8 +93,7 @@ class TopK(Router):
         config = self.config
         score_TE = logits_TE.softmax(-1) if config.score == "softmax" else logits_TE.sigmoid()
         rank_TE = score_TE.detach() if self.bias_E is None else score_TE.detach() + self.bias_E
-        # Unlike `topk`, a stable sort says who wins between equals.
-        expert_Tk = rank_TE.sort(dim=-1, descending=True, stable=True).indices[:, : config.k]
+        expert_Tk = _best(self._within_groups(rank_TE), config.k)
         weight_Tk = score_TE.gather(1, expert_Tk)
         if config.normalize:
             weight_Tk = weight_Tk / weight_Tk.sum(-1, keepdim=True).clamp_min(1e-20)
@@ -98,6 +102,16 @@ class TopK(Router):
             token_T.repeat_interleave(config.k), expert_Tk.flatten(), weight_Tk.flatten() * config.scale,
             self._losses(logits_TE, score_TE, expert_Tk),
         )  # fmt: skip
+
+    def _within_groups(self, rank_TE: Tensor) -> Tensor:
+        """The same, with -inf for the experts of all but each token's best groups."""
+        config = self.config
+        if config.groups_kept == config.groups:
+            return rank_TE
+        rank_TGe = rank_TE.unflatten(1, (config.groups, -1))
+        group_TG = rank_TGe.topk(1 if self.bias_E is None else min(2, rank_TGe.shape[2])).values.sum(-1)
+        kept_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter(1, _best(group_TG, config.groups_kept), True)
+        return rank_TGe.masked_fill(~kept_TG[..., None], -torch.inf).flatten(1)
 
     def _losses(self, logits_TE: Tensor, score_TE: Tensor, expert_Tk: Tensor) -> dict[str, Tensor]:
         losses = {}
@@ -117,6 +131,23 @@ class TopK(Router):
         """The bias of an expert that read more than its share goes down, that of the others up."""
         if self.bias_E is not None:
             self.bias_E += self.config.bias_rate * torch.sign(load_E.mean() - load_E)
+
+
+def _best(score_TE: Tensor, k: int) -> Tensor:
+    """The places ``[T, k]`` of the k highest scores. Unlike `topk`, a stable sort says who wins between equals."""
+    return score_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+
+
+def _check_groups(config: TopK.Config, experts: int) -> None:
+    if experts % config.groups:
+        fact = f"{experts} experts do not make {config.groups} groups of one size"
+        raise ContractError("router.groups", fact, "take a divisor of the number of experts")
+    if config.groups_kept > config.groups:
+        fact = f"a token cannot keep {config.groups_kept} of {config.groups} groups"
+        raise ContractError("router.groups_kept", fact, "lower it, or add groups")
+    if config.k > config.groups_kept * (experts // config.groups):
+        fact = f"{config.groups_kept} groups of {experts // config.groups} experts have no {config.k} to choose"
+        raise ContractError("router.groups_kept", fact, "raise it, or lower `k`")
 
 
 def load(expert_A: Tensor, experts: int) -> Tensor:

@@ -36,7 +36,7 @@ def main(job: dict[str, Any]) -> None:
         try:
             for check, reason, seconds in _timed(_stage(stage, job["owner"])):
                 tell(entry=entry, check=check, ok=not reason, reason=reason, seconds=seconds)
-            if entry.partition("/")[0] not in ("", *APART):
+            if entry.partition("/")[0] not in ("", "recipe", "command"):
                 _conform(job["kit"], _entry(stage), tell)
         # A stranger's code may raise anything, SystemExit included; what it raises is what is found.
         except (Exception, SystemExit) as error:

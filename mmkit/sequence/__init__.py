@@ -21,3 +21,10 @@ def mmkit_components(register: Register) -> None:
         register("modality", name, target)
     for name, target in POSITIONS.items():
         register("positions", name, target)
+
+
+@hookimpl
+def mmkit_kernels(register: Register) -> None:
+    """Registers the kernels of attention, which make plans of the mask."""
+    for name in ("reference", "dense", "batches", "flex"):
+        register("attention", name, f"mmkit.sequence.lowering:{name}")

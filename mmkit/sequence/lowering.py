@@ -1,73 +1,44 @@
 """From the mask to a plan: what one implementation of attention needs, made once per batch.
 
+The kernels of the op ``attention`` are functions of who asks, who is asked and the device, which give a `Plan`.
+
 Shape suffixes: Q queries, S keys, B documents of one call, n and m queries and keys of one call.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmkit.errors import ContractError
-from mmkit.kernels.attention.plan import Dense, Flex, Plan
+from mmkit.kernels.attention import Dense, Flex, Plain, Plan
+from mmkit.kernels.dispatch import Site, capability, choose, kernel
+from mmkit.registry import AUTO
 from mmkit.sequence.tiles import cut
 from mmkit.sequence.visibility import PADDING, Visibility, visible
-
-Implementation = Literal["auto", "dense", "flex", "batches"]
-VARIABLE = "MMKIT_ATTENTION"
-"""The environment variable that names the implementation to use everywhere."""
 
 DENSE_ON_GPU = 1024
 """Up to this many keys one dense call is cheaper than compiling and launching FlexAttention."""
 
-log = logging.getLogger(__name__)
-
 
 def lower(
-    queries: Visibility,
-    keys: Visibility | None = None,
-    *,
-    device: torch.device | str,
-    implementation: Implementation = "auto",
+    queries: Visibility, keys: Visibility | None = None, *, device: torch.device | str, implementation: str = AUTO
 ) -> Plan:
     """The plan for these queries and keys (None: the queries themselves) on a device.
 
-    ``auto`` takes ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences. The environment
-    variable ``MMKIT_ATTENTION`` overrides both. Raises `ContractError` on an unknown name.
+    `implementation` names the kernel, whatever the environment and the recipe say. Where gradients are enabled, the kernel
+    must give them. mmkit's own choice is ``batches`` on the
+    CPU and ``flex`` on a GPU, there ``dense`` for short sequences. Raises as `mmkit.kernels.dispatch.choose` does.
     """
     device = torch.device(device)
     keys = queries if keys is None else keys
-    name, reason = _choose(implementation, device.type, len(keys))
-    _say_once(name, device.type, reason)
-    if name == "batches":
-        if device.type != "cpu":
-            raise ContractError("attention", f"`batches` cannot run on {device.type}", "use auto, dense or flex")
-        return cut(queries, keys)
-    blind_Q = _blind(queries, keys, device)
-    if name == "dense":
-        return Dense(torch.from_numpy(_open(queries, keys)).to(device), blind_Q)
-    return _flex(queries, keys, device, blind_Q)
+    site = Site(device.type, backward=torch.is_grad_enabled(), capability=capability(device))
+    return choose("attention", site, *_own(device.type, len(keys)), named=implementation)(queries, keys, device)
 
 
-def _choose(implementation: str, device: str, keys: int) -> tuple[str, str]:
-    forced = os.environ.get(VARIABLE)
-    name = forced or implementation
-    source = f"{VARIABLE}={forced}" if forced else "asked for"
-    if name not in ("auto", "dense", "flex", "batches"):
-        raise ContractError(
-            VARIABLE if forced else "attention",
-            f"{name!r} is no implementation of attention",
-            "use auto, dense, flex or batches",
-        )
-    if name != "auto":
-        return name, source
+def _own(device: str, keys: int) -> tuple[str, str]:
     if device == "cpu":
         return "batches", "the CPU has no kernel that skips what a mask hides"
     if device != "cuda":
@@ -77,9 +48,34 @@ def _choose(implementation: str, device: str, keys: int) -> tuple[str, str]:
     return "flex", "long sequences on a GPU"
 
 
-@functools.cache
-def _say_once(name: str, device: str, reason: str) -> None:
-    log.info("attention on %s: %s (%s)", device, name, reason)
+@kernel()
+def reference(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
+    """The plain statement, with all scores in memory: what the others are tested against."""
+    return Plain(torch.from_numpy(queries.matrix(keys)).to(device))
+
+
+@kernel()
+def dense(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
+    """One call of torch's scaled_dot_product_attention with the whole mask."""
+    return Dense(torch.from_numpy(_open(queries, keys)).to(device), _blind(queries, keys, device))
+
+
+@kernel(devices=("cpu",))
+def batches(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
+    """A few calls of torch's flash kernel for the CPU that leave out what the mask hides."""
+    return cut(queries, keys)
+
+
+@kernel(devices=("cpu", "cuda"), forward_only=("cpu",))
+def flex(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
+    """Torch's FlexAttention, compiled on a GPU; on the CPU without gradients."""
+    from torch.nn.attention.flex_attention import create_block_mask  # slow to import, and rarely wanted
+
+    block_mask = create_block_mask(
+        mask_mod(queries, keys, device), None, None, len(queries), len(keys),
+        device=device, _compile=device.type == "cuda",
+    )  # fmt: skip
+    return Flex(block_mask, _blind(queries, keys, device))
 
 
 def _blind(queries: Visibility, keys: Visibility, device: torch.device) -> Tensor | None:
@@ -96,16 +92,6 @@ def _open(queries: Visibility, keys: Visibility) -> np.ndarray:
     mask = queries.matrix(keys)
     mask[~mask.any(1)] = True
     return mask
-
-
-def _flex(queries: Visibility, keys: Visibility, device: torch.device, blind_Q: Tensor | None) -> Flex:
-    from torch.nn.attention.flex_attention import create_block_mask  # slow to import, and rarely wanted
-
-    block_mask = create_block_mask(
-        mask_mod(queries, keys, device), None, None, len(queries), len(keys),
-        device=device, _compile=device.type == "cuda",
-    )  # fmt: skip
-    return Flex(block_mask, blind_Q)
 
 
 def mask_mod(queries: Visibility, keys: Visibility, device: torch.device) -> Callable[..., Tensor]:

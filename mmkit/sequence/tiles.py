@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkit.kernels.attention.plan import Batches, Bucket, Gather, Part, Tile
+from mmkit.kernels.attention.batches import Batches, Bucket, Gather, Part, Tile
 from mmkit.sequence.visibility import PADDING, Visibility, visible
 
 SHORT = 128

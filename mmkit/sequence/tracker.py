@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mmkit.kernels.attention.plan import Rows
+from mmkit.kernels.attention.sdpa import Rows
 from mmkit.sequence.layout import Block
 from mmkit.sequence.visibility import PADDING, visible
 

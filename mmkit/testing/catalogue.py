@@ -11,9 +11,11 @@ from mmkit.registry import KINDS
 
 PARTS = ("encoder", "connector", "tokenizer", "backbone", "head")
 """The kinds that are `torch.nn.Module`s with ports; the others have lighter lists."""
+CHECKED = (*KINDS, "kernel")
+"""The kinds that have checks."""
 PLACES = (
     "options", "surroundings", "state", "gradients", "encoders", "connectors", "tokenizers", "backbones", "heads",
-    "learning", "matrix", "samplers", "others",
+    "learning", "matrix", "samplers", "others", "kernels",
 )  # fmt: skip
 """The modules of this folder that hold checks, in the order in which they are run."""
 
@@ -54,7 +56,7 @@ def check(
     *kinds: str, slow: bool = False, each: bool = True
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Registers a function as a check of these kinds."""
-    assert set(kinds) <= set(KINDS), kinds
+    assert set(kinds) <= set(CHECKED), kinds
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         assert function.__name__ not in _CHECKS, function.__name__

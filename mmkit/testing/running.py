@@ -10,8 +10,8 @@ from typing import Any
 
 from mmkit import registry as registries
 from mmkit.errors import MmkitError, PluginError
-from mmkit.registry import APART, KINDS, Entry, Registry
-from mmkit.testing.catalogue import Check, Fault, Inapplicable, Untyped, checks
+from mmkit.registry import Entry, Registry
+from mmkit.testing.catalogue import CHECKED, Check, Fault, Inapplicable, Untyped, checks
 from mmkit.testing.examples import Examples, examples_of
 
 ByName = dict[tuple[str, str], Examples]
@@ -50,9 +50,9 @@ def entries(*what: str, registry: Registry | None = None) -> list[Entry]:
 
 def _meant(word: str, registry: Registry) -> list[Entry]:
     kind, _, name = word.partition("/")
-    if kind in KINDS:
+    if kind in CHECKED:
         return [registry.find(kind, name)] if name else list(registry.of(kind))
-    owned = [e for e in registry.every() if e.owner == word and e.kind not in APART]
+    owned = [e for e in registry.every() if e.owner == word and e.kind in CHECKED]
     if owned:
         return owned
     if word in registry.broken:

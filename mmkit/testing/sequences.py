@@ -37,13 +37,12 @@ CROSSED = (*MIXED, (("memory", (2, 2)), ("text", (3,))))
 
 def documents(plans: Sequence[Sequence[tuple[str, tuple[int, ...]]]], backbone: Backbone) -> list[Document]:
     """Each plan laid out at the backbone's positions."""
-    return [
-        lay_out(
-            [Piece(RULES[stream], i, grid, target=stream == "noised") for i, (stream, grid) in enumerate(plan)],
-            backbone.positions,
-        )
-        for plan in plans
-    ]
+    return [lay_out([piece(i, *one) for i, one in enumerate(plan)], backbone.positions) for plan in plans]
+
+
+def piece(segment: int, stream: str, grid: tuple[int, ...]) -> Piece:
+    """One segment of a plan."""
+    return Piece(RULES[stream], segment, grid, target=stream == "noised")
 
 
 def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:

@@ -14,6 +14,7 @@ from mmkit.compose.recipe import Recipe
 from mmkit.compose.rendering import of_training
 from mmkit.data.mixture import Mixture
 from mmkit.errors import CheckpointError, TrainError
+from mmkit.kernels.dispatch import using
 from mmkit.model import UnifiedModel, load_weights
 from mmkit.objectives import Objective
 from mmkit.store import Store
@@ -49,7 +50,7 @@ def train(
     check(recipe)
     run = Path(run)
     mixture = mixture_of(recipe)
-    with checkpoint.lock(run):
+    with checkpoint.lock(run), using(recipe.kernels):
         _claim(run, recipe, overwrite)
         return _train(recipe, run, mixture, _Manner(device_of(device), quiet, None if shared is None else Path(shared)))
 

@@ -290,7 +290,7 @@ def test_gated_cross_attention_as_in_idefics() -> None:
         }
         | {f"mlp.{name}": value for name, value in dense_mlp(theirs.mlp).items()}
     )  # fmt: skip
-    from mmkit.kernels.attention.plan import Dense
+    from mmkit.kernels.attention import Dense
 
     x_TD, memory_SD = torch.randn(5, 32), torch.randn(4, 32)
     mask = torch.ones(5, 4, dtype=torch.bool)

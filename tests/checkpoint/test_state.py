@@ -122,6 +122,11 @@ def test_the_plugins_in_use_are_noted(make_run: MakeRun, monkeypatch: pytest.Mon
             register("head", "swirl", "mmkit_swirl_used:Swirl")
             register("head", "twist", "mmkit_swirl_unused:Twist")
 
+        @hookimpl
+        def mmkit_kernels(self, register: Callable[[str, str, str], None]) -> None:
+            register("attention", "swirled", "mmkit_swirl_used:swirled")
+            register("attention", "twisted", "mmkit_swirl_unused:twisted")
+
     known = registry.Registry()
     known.add(Plugin(), "mmkit-swirl", "1.2")
     monkeypatch.setattr(registry, "load", lambda: known)
@@ -129,11 +134,12 @@ def test_the_plugins_in_use_are_noted(make_run: MakeRun, monkeypatch: pytest.Mon
     path = latest(make_run(1))
     manifest = verify(path)
     assert {name: (p.version, p.parts) for name, p in manifest.plugins.items()} == {
-        "mmkit-swirl": ("1.2", ["head swirl"])
+        "mmkit-swirl": ("1.2", ["head swirl", "kernel attention.swirled"])
     }
     assert manifest.versions["torch"] == torch.__version__
     assert manifest.versions["mmkit"] == importlib.metadata.version("mmkit")
-    with pytest.warns(UserWarning, match=r"was written with mmkit-swirl 1.2 \(head swirl\), which is not installed"):
+    said = r"was written with mmkit-swirl 1.2 \(head swirl, kernel attention.swirled\), which is not installed"
+    with pytest.warns(UserWarning, match=said):
         read(path)
 
 

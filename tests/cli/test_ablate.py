@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from mmkit.ablate.work import work
 from mmkit.compose.recipe import Recipe
 from mmkit.contracts.launcher import Job, Launcher, Running
 from mmkit.hooks import Register, hookimpl
-from mmkit.registry import Registry
 from mmkit.train.rehearsal import Stage
 
 BASE = """model:
@@ -155,8 +155,7 @@ class Plugin:
 
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = registries.load()
-    known = Registry(dict(installed.entries), dict(installed.recipes), commands=dict(installed.commands))
+    known = copy.deepcopy(registries.load())
     known.add(Plugin(), "mmkit-launchers", "1.0")
     monkeypatch.setattr(registries, "load", lambda: known)
 

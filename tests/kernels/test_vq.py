@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmkit.kernels.vq import nearest_code, reference
+from mmkit.kernels.dispatch import using
+from mmkit.kernels.vq import _nearest_code, chunked, nearest_code
+from mmkit.kernels.vq.reference import reference
 
 
 def distances(x_NC: torch.Tensor, codes_KC: torch.Tensor) -> torch.Tensor:
@@ -30,11 +33,12 @@ def test_agrees_with_cdist_in_double() -> None:
     assert torch.equal(nearest_code(x, codes), torch.cdist(x, codes).argmin(1))
 
 
-def test_chunks_change_nothing() -> None:
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, codes = torch.randn(101, 6, dtype=torch.float64), torch.randn(37, 6, dtype=torch.float64)
-    whole = reference.nearest_code(x, codes)
+    whole = reference(x, codes)
     for scores in (1, 37, 100, 37 * 50):
-        assert torch.equal(reference.nearest_code(x, codes, scores), whole)
+        monkeypatch.setattr(chunked, "CPU_SCORES", scores)
+        assert torch.equal(nearest_code(x, codes), whole)
 
 
 def test_ties_go_to_the_lowest_index() -> None:
@@ -56,3 +60,32 @@ def test_an_exact_match_is_found_by_low_precision_vectors_under_autocast() -> No
 
 def test_no_vectors_no_codes_found() -> None:
     assert nearest_code(torch.zeros(0, 4), torch.randn(5, 4)).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["chunked", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_a_sound_op(name: str, dtype: torch.dtype) -> None:
+    """Torch's own check: schema, shapes without data, autograd, and tracing with dynamic shapes."""
+    with using({"nearest_code": name}):
+        for count, wants in ((9, False), (0, False), (5, True)):
+            inputs = (torch.randn(count, 4, dtype=dtype, requires_grad=wants), torch.randn(6, 4, dtype=dtype))
+            torch.library.opcheck(_nearest_code, inputs)
+
+
+@pytest.mark.slow
+def test_it_is_compiled_around() -> None:
+    """One graph for any number of vectors, with the result of the uncompiled call."""
+
+    def nearest(x_NC: torch.Tensor, codes_KC: torch.Tensor) -> torch.Tensor:
+        return codes_KC[nearest_code(x_NC * 2, codes_KC)] - x_NC
+
+    compiled = torch.compile(nearest, fullgraph=True, dynamic=True)
+    codes = torch.randn(20, 4)
+    for count in (3, 50):
+        x = torch.randn(count, 4)
+        torch.testing.assert_close(compiled(x, codes), nearest(x, codes))
+
+
+def test_nothing_is_differentiated() -> None:
+    x, codes = (torch.randn(n, 4, requires_grad=True) for n in (9, 5))
+    assert not nearest_code(x, codes).requires_grad

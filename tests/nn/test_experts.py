@@ -125,13 +125,15 @@ def sorted_by_score_then_index(logits: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.long).view(logits.shape)
 
 
-def test_equals_deepseek_v3() -> None:
-    """Sigmoid scores, a bias for the choice alone, renormalised and scaled weights, shared experts."""
+@pytest.mark.parametrize("groups", [(1, 1), (2, 1), (3, 2)], ids=str)
+def test_equals_deepseek_v3(groups: tuple[int, int]) -> None:
+    """Sigmoid scores, a bias for the choice alone, groups, renormalised and scaled weights, shared experts."""
     modeling = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
     from transformers import DeepseekV3Config
 
     config = DeepseekV3Config(
-        hidden_size=8, moe_intermediate_size=12, n_routed_experts=6, num_experts_per_tok=3, n_group=1, topk_group=1,
+        hidden_size=8, moe_intermediate_size=12, n_routed_experts=6, num_experts_per_tok=3, n_group=groups[0],
+        topk_group=groups[1],
         n_shared_experts=2, routed_scaling_factor=2.5, norm_topk_prob=True,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -139,7 +141,10 @@ def test_equals_deepseek_v3() -> None:
     with torch.no_grad():
         for tensor in (*theirs.parameters(), *theirs.buffers()):
             tensor.normal_(std=0.5)
-    ours = Mixture(SIZES, {"all": 6}, top_k(k=3, score="sigmoid", scale=2.5, balance="bias"), shared=2)
+        # Transformers gives the experts of other groups a score of 0, which is the lowest only among positive ones.
+        theirs.gate.e_score_correction_bias.abs_()
+    router = top_k(k=3, score="sigmoid", scale=2.5, balance="bias", groups=groups[0], groups_kept=groups[1])
+    ours = Mixture(SIZES, {"all": 6}, router, shared=2)
     ours.load_state_dict(
         {
             "pools.all.gate.weight": theirs.gate.weight,
@@ -228,6 +233,30 @@ def test_logits_stay_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pool._logits(x_TD), pool._logits(x_TD.float()))
         assert pool._logits(x_TD).dtype == torch.float32
+
+
+def test_groups_go_by_their_best_expert_or_their_two_best_with_a_bias() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.0, 2.0, 1.0, 1.0]])
+    one = TopK(TopK.Config(k=2, groups=3), 6)(logits)
+    assert one.expert_A.tolist() == [1, 0]
+    two = TopK(TopK.Config(k=2, groups=3, score="sigmoid", balance="bias", bias_rate=1.0), 6)
+    assert two(logits).expert_A.tolist() == [2, 3]
+    assert TopK(TopK.Config(k=3, groups=3, groups_kept=2), 6)(logits).expert_A.tolist() == [1, 2, 3]
+    two.rebalance(torch.tensor([0.0, 0.0, 9.0, 9.0, 0.0, 0.0]))
+    assert two(logits).expert_A.tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 4}, "router.groups: 6 experts do not make 4 groups"),
+        ({"groups": 2, "groups_kept": 3}, "router.groups_kept: a token cannot keep 3 of 2 groups"),
+        ({"groups": 3, "k": 3}, "router.groups_kept: 1 groups of 2 experts have no 3 to choose"),
+    ],
+)
+def test_groups_that_do_not_work_out(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        TopK(TopK.Config(**options), 6)
 
 
 def test_more_choices_than_experts() -> None:

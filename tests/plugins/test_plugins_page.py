@@ -13,7 +13,7 @@ from distributions import Site
 
 import mmkit
 from mmkit import cli, discovery, hooks, registry, testing
-from mmkit.compose import load
+from mmkit.compose import load, loads
 from mmkit.train import train
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -21,10 +21,10 @@ FILES = dict(re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", PAGE, re.M | re.S))
 HOOKS = [name for name in vars(hooks) if name.startswith("mmkit_")]
 
 
-def install(site: Site, *without: str) -> None:
+def install(site: Site, *without: str, **more: str) -> None:
     project = tomllib.loads(FILES["pyproject.toml"])["project"]
     files = {path: text for path, text in FILES.items() if path not in ("pyproject.toml", *without)}
-    entries = project["entry-points"]["mmkit"]
+    entries = {**project["entry-points"]["mmkit"], **more}
     if "mmkit_gate/plugin.py" not in without:
         entries["plugin"] = "mmkit_gate.plugin"
     site.add(project["name"], entries, files, version=project["version"], needs=project["dependencies"][0])
@@ -59,6 +59,15 @@ def test_the_example_passes_the_conformance_kit(site: Site) -> None:
     assert len(results) > 60 and [r for r in results if not r.ok] == []
 
 
+def test_the_kernel_passes_the_conformance_kit(site: Site) -> None:
+    install(site, "mmkit_gate/plugin.py", **dict(re.findall(r'`"(kernel\.[\w.]+)" = "([\w.:]+)"`', PAGE)))
+    known = site.read()
+    results = testing.run(testing.entries("kernel/nearest_code.exact", registry=known), registry=known)
+    assert len(results) == 5 and [r for r in results if not r.ok] == []
+    written = FILES["mmkit_gate/gate-tiny.yaml"] + re.search(r"^kernels: .*$", PAGE, re.M)[0]
+    assert loads(written, registry=known).kernels == {"nearest_code": "exact"}
+
+
 def test_every_hook_is_documented() -> None:
     assert re.findall(r"^\*\*`(\w+)\(register\)`\*\*", PAGE, re.M) == HOOKS
     for name in HOOKS:
@@ -72,9 +81,17 @@ def test_every_hook_is_used_by_mmkit_itself() -> None:
 
 
 def test_the_page_names_every_special_entry() -> None:
-    assert {f"{kind}.NAME" for kind in registry.APART} | {discovery.CODE} <= set(
-        re.findall(r'^\| `"([\w.]+)"`', PAGE, re.M)
-    )
+    apart = {f"{kind}.OP.NAME" if kind == "kernel" else f"{kind}.NAME" for kind in registry.APART}
+    assert apart | {discovery.CODE} <= set(re.findall(r'^\| `"([\w.]+)"`', PAGE, re.M))
+
+
+def test_the_page_names_every_op_and_mmkits_own_kernels() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `f\(.*\| (.*) \|$", PAGE, re.M)
+    known = registry.load()
+    assert {op: re.findall(r"`(\w+)`", names) for op, names in rows} == {
+        op: [e.name.partition(".")[2] for e in known.kernels.values() if e.name.startswith(f"{op}.")]
+        for op in registry.OPS
+    }
 
 
 def test_own_code_does_not_read_entry_points_elsewhere() -> None:

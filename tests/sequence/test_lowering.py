@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from random_layouts import brute, layouts, text_cells, visibilities
 
 from mmkit.errors import ContractError
-from mmkit.kernels.attention import attend, reference
-from mmkit.kernels.attention.plan import Batches, Dense, Flex
-from mmkit.sequence import lowering, tiles
+from mmkit.kernels import dispatch
+from mmkit.kernels.attention import Batches, Dense, Flex, Plain, attend, reference
+from mmkit.sequence import tiles
 from mmkit.sequence.layout import Layout, Piece, StreamRule, join, lay_out
 from mmkit.sequence.lowering import lower, mask_mod
 from mmkit.sequence.picture import text_picture
@@ -110,7 +110,8 @@ def test_flex_attention_itself(padding: int) -> None:
     """Torch's CPU version has no backward pass, so that values are all there is to compare."""
     seen = Visibility.of(mixed(2, 60)).padded(2 * len(mixed(1, 60)) + padding)
     inputs = [x.detach() for x in tensors(len(seen), len(seen))]
-    got = attend(*inputs, lower(seen, device="cpu", implementation="flex"))
+    with torch.no_grad():
+        got = attend(*inputs, lower(seen, device="cpu", implementation="flex"))
     torch.testing.assert_close(got, reference(*inputs, torch.from_numpy(seen.matrix())), **EXACT)
 
 
@@ -167,8 +168,8 @@ def test_masks_and_calls_grow_with_the_length_and_not_with_its_square(length: in
 def test_the_choice_is_said_once_with_its_reason(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(lowering.VARIABLE, raising=False)
-    lowering._say_once.cache_clear()
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    dispatch._say_once.cache_clear()
     seen = Visibility.of(mixed(1, 3))
     with caplog.at_level(logging.INFO, "mmkit"):
         plans = [lower(seen, device="cpu"), lower(seen, device="cpu"), lower(seen, device="meta")]
@@ -181,14 +182,24 @@ def test_the_choice_is_said_once_with_its_reason(
 
 def test_the_choice_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Visibility.of(mixed(1, 3))
-    for name, plan in (("dense", Dense), ("flex", Flex), ("batches", Batches)):
-        monkeypatch.setenv(lowering.VARIABLE, name)
-        assert isinstance(lower(seen, device="cpu", implementation="dense"), plan)
-    monkeypatch.setenv(lowering.VARIABLE, "fast")
-    with pytest.raises(ContractError, match=r"MMKIT_ATTENTION: 'fast' is no implementation.*use auto, dense"):
-        lower(seen, device="cpu")
+    for name, plan in (("dense", Dense), ("flex", Flex), ("batches", Batches), ("reference", Plain)):
+        monkeypatch.setenv(dispatch.VARIABLE, f"attention={name}")
+        with torch.no_grad():
+            assert isinstance(lower(seen, device="cpu"), plan)
+        assert isinstance(lower(seen, device="cpu", implementation="dense"), Dense)
 
 
 def test_batches_are_for_the_cpu() -> None:
     with pytest.raises(ContractError, match=r"batches.*meta"):
         lower(Visibility.of(mixed(1, 3)), device="meta", implementation="batches")
+
+
+def test_flex_says_on_the_cpu_that_it_gives_no_gradients() -> None:
+    seen = Visibility.of(mixed(1, 3))
+    inputs = tensors(len(seen), len(seen))
+    with pytest.raises(ContractError, match="the kernel 'flex' of attention gives no gradients on cpu"):
+        lower(seen, device="cpu", implementation="flex")
+    with torch.no_grad():
+        plan = lower(seen, device="cpu", implementation="flex")
+    with pytest.raises(ContractError, match=r"FlexAttention gives no gradients on the CPU\. take `batches`"):
+        attend(*inputs, plan)

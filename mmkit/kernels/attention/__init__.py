@@ -1,6 +1,7 @@
 """Attention under a planned mask: one entry, whatever executes it.
 
-`mmkit.sequence.lowering.lower` chooses the implementation and makes its plan once per batch; `attend` only runs it.
+`mmkit.sequence.lowering.lower` has an implementation chosen, which makes its plan of the mask once per batch; `attend` only
+runs it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkit.kernels.attention import sdpa
-from mmkit.kernels.attention.batches import batches
-from mmkit.kernels.attention.plan import Batches, Dense, Flex, Plan, Rows
-from mmkit.kernels.attention.reference import reference
+from mmkit.kernels.attention.batches import Batches
+from mmkit.kernels.attention.flex import Flex
+from mmkit.kernels.attention.plan import Plan
+from mmkit.kernels.attention.reference import Plain, reference
+from mmkit.kernels.attention.sdpa import Dense, Rows
 
-__all__ = ["Batches", "Dense", "Flex", "Plan", "Rows", "attend", "cross", "reference"]
+__all__ = ["Batches", "Dense", "Flex", "Plain", "Plan", "Rows", "attend", "cross", "reference"]
 
 
 def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Plan, *, scale: float | None = None) -> Tensor:
@@ -28,17 +30,8 @@ def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Plan, *, scale: fl
         q_TNH, k_SKH, v_SKH = q_TNH.to(dtype), k_SKH.to(dtype), v_SKH.to(dtype)
     if not k_SKH.numel():
         return q_TNH * (k_SKH.sum() + v_SKH.sum())  # sums of nothing: 0, with a gradient for all three
-    return _RUN[type(plan)](q_TNH, k_SKH, v_SKH, plan, scale)
+    return plan.run(q_TNH, k_SKH, v_SKH, scale)
 
 
 cross = attend
 """The same operation, where keys and values come from a memory and the plan says which query sees which of it."""
-
-
-def _flex(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Flex, scale: float | None) -> Tensor:
-    from mmkit.kernels.attention.flex import flex  # slow to import, and rarely wanted
-
-    return flex(q_QNH, k_SKH, v_SKH, plan, scale)
-
-
-_RUN = {Dense: sdpa.dense, Batches: batches, Flex: _flex, Rows: sdpa.rows}

@@ -10,6 +10,7 @@ keys of one call.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,22 +18,80 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmkit.errors import ContractError
-from mmkit.kernels.attention.plan import Batches, Bucket, Gather, Part
+from mmkit.kernels.attention.plan import Plan
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def batches(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Batches, scale: float | None) -> Tensor:
-    """All calls of a plan. Raises `ContractError` off the CPU."""
-    if q_QNH.device.type != "cpu":
-        raise ContractError(
-            "attention",
-            f"`batches` cannot run on {q_QNH.device.type}",
-            "use `flex` or `dense`, or unset MMKIT_ATTENTION",
-        )
-    q_QNH, k_SKH, v_SKH = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_QNH, k_SKH, v_SKH))
-    return _Batches.apply(q_QNH, k_SKH, v_SKH, plan, scale)
+@dataclass(frozen=True)
+class Part:
+    """Keys ``start .. stop`` that the queries of a tile read.
+
+    `bias_nm` is 0 where a query sees a key and -inf elsewhere, float32; None where they see all, or, with `causal`, where
+    query i sees the first ``i + 1``. Each query sees at least one.
+    """
+
+    start: int
+    stop: int
+    bias_nm: Tensor | None = None
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries ``start .. stop`` and all they see, as parts whose results are merged."""
+
+    start: int
+    stop: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Tokens of several documents in a padded grid: `index_Bn` fills it (padding repeats some token).
+
+    The real ones stand at `slots` of the flattened grid, are the tokens `places`, and are marked in `real_Bn`; `slots` and
+    `real_Bn` are None where there is no padding.
+    """
+
+    index_Bn: Tensor
+    places: Tensor
+    slots: Tensor | None = None
+    real_Bn: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Short documents of similar length as one batched call; `bias_B1nm` as in `Part`, None where all are causal."""
+
+    queries: Gather
+    keys: Gather
+    bias_B1nm: Tensor | None
+
+
+@dataclass(frozen=True)
+class Batches(Plan):
+    """Calls that together cover the mask, for the CPU.
+
+    `query_order` brings queries, and `key_order` the keys of tiles, into the order in which they are cut (None: as they
+    stand). Buckets count queries in that order, keys as they stand. `blind` tells that some queries see nothing.
+    """
+
+    tiles: tuple[Tile, ...]
+    buckets: tuple[Bucket, ...]
+    query_order: Tensor | None
+    key_order: Tensor | None
+    blind: bool
+
+    def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
+        """All calls. Raises `ContractError` off the CPU."""
+        if q_QNH.device.type != "cpu":
+            raise ContractError(
+                "attention", f"a plan of `batches` cannot run on {q_QNH.device.type}", "make it for that device"
+            )
+        q_QNH, k_SKH, v_SKH = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_QNH, k_SKH, v_SKH))
+        return _Batches.apply(q_QNH, k_SKH, v_SKH, self, scale)
 
 
 class _Batches(torch.autograd.Function):

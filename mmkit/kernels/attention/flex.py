@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
-from mmkit.kernels.attention.plan import Flex
+from mmkit.errors import ContractError
+from mmkit.kernels.attention.plan import Plan
 
 
-def flex(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Flex, scale: float | None) -> Tensor:
-    """One FlexAttention call. On the CPU torch runs it uncompiled and has no backward for it."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q_QNH, k_SKH, v_SKH))
-    run = _compiled() if q.device.type == "cuda" else flex_attention
-    out = run(q, k, v, block_mask=plan.block_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    out_QNH = out[0].transpose(0, 1)
-    return out_QNH if plan.blind_Q is None else out_QNH.masked_fill(plan.blind_Q[:, None, None], 0)
+@dataclass(frozen=True)
+class Flex(Plan):
+    """A FlexAttention block mask; `blind_Q` as in `Dense`."""
+
+    block_mask: Any
+    blind_Q: Tensor | None = None
+
+    def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
+        """One FlexAttention call. Raises `ContractError` where gradients are wanted on the CPU, which has none for it."""
+        given = (q_QNH, k_SKH, v_SKH)
+        if q_QNH.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in given):
+            raise ContractError("attention", "FlexAttention gives no gradients on the CPU", "take `batches` or `dense`")
+        q, k, v = (x.transpose(0, 1)[None] for x in given)
+        grouped = q.shape[1] != k.shape[1]
+        out = _flex(q.device.type)(q, k, v, block_mask=self.block_mask, scale=scale, enable_gqa=grouped)
+        out_QNH = out[0].transpose(0, 1)
+        return out_QNH if self.blind_Q is None else out_QNH.masked_fill(self.blind_Q[:, None, None], 0)
 
 
 @functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention)
+def _flex(device: str) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention  # slow to import, and rarely wanted
+
+    return torch.compile(flex_attention) if device == "cuda" else flex_attention

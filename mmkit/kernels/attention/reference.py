@@ -6,9 +6,12 @@ Shape suffixes: Q queries, S keys, N query heads, K key heads, H head dim.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mmkit.kernels.attention.plan import Plan
 
 
 def reference(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_QS: Tensor, *, scale: float | None = None) -> Tensor:
@@ -31,3 +34,14 @@ def reference(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_QS: Tensor, *, s
     total_NQ1 = weight_NQS.sum(-1, keepdim=True)
     weight_NQS = weight_NQS / torch.where(total_NQ1 > 0, total_NQ1, 1)
     return torch.einsum("nqs,snh->qnh", weight_NQS, v_SNH)
+
+
+@dataclass(frozen=True)
+class Plain(Plan):
+    """The whole mask, bool ``[Q, S]``, for `reference`."""
+
+    mask_QS: Tensor
+
+    def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
+        """The reference."""
+        return reference(q_QNH, k_SKH, v_SKH, self.mask_QS, scale=scale)

@@ -6,34 +6,65 @@ B documents of one call, n and m queries and keys of one call.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from mmkit.kernels.attention.plan import Dense, Rows
+from mmkit.kernels.attention.plan import Plan
 
 
-def dense(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Dense, scale: float | None) -> Tensor:
-    """One call with the whole mask."""
-    out_NQH = _call(*(x.transpose(0, 1)[None] for x in (q_QNH, k_SKH, v_SKH)), plan.mask_QS, scale)[0]
-    out_QNH = out_NQH.transpose(0, 1)
-    return out_QNH if plan.blind_Q is None else out_QNH.masked_fill(plan.blind_Q[:, None, None], 0)
+@dataclass(frozen=True)
+class Dense(Plan):
+    """The whole mask, bool ``[Q, S]``.
+
+    `blind_Q` marks queries that see nothing, where there are any; their rows of the mask may then hold anything.
+    """
+
+    mask_QS: Tensor
+    blind_Q: Tensor | None = None
+
+    def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
+        """One call with the whole mask."""
+        out_NQH = _call(*(x.transpose(0, 1)[None] for x in (q_QNH, k_SKH, v_SKH)), self.mask_QS, scale)[0]
+        out_QNH = out_NQH.transpose(0, 1)
+        return out_QNH if self.blind_Q is None else out_QNH.masked_fill(self.blind_Q[:, None, None], 0)
 
 
-def rows(q_TNH: Tensor, k_RKCH: Tensor, v_RKCH: Tensor, plan: Rows, scale: float | None) -> Tensor:
-    """New tokens against the cache rows that `KVCache.write` gave back."""
-    _, heads, width = q_TNH.shape
-    q_RnNH = q_TNH.unflatten(0, (plan.rows, -1)) if plan.query_Rn is None else q_TNH[plan.query_Rn]
-    count, key_heads = q_RnNH.shape[1], k_RKCH.shape[1]
-    mask = None if plan.mask_Rnm is None else plan.mask_Rnm[:, None]
-    if count == 1:
-        # One token a row: the query heads of one key head stand as the queries of one call, so no key is read twice.
-        q_RKgH = q_RnNH.reshape(plan.rows, key_heads, heads // key_heads, width)
-        return scaled_dot_product_attention(q_RKgH, k_RKCH, v_RKCH, attn_mask=mask, scale=scale).reshape(
-            -1, heads, width
-        )
-    out_RNnH = _call(q_RnNH.transpose(1, 2), k_RKCH, v_RKCH, mask, scale)
-    out_TNH = out_RNnH.transpose(1, 2).flatten(0, 1)
-    return out_TNH if plan.order_T is None else out_TNH.index_select(0, plan.order_T)
+@dataclass(frozen=True)
+class Rows(Plan):
+    """New tokens of some rows of a cache, against what those rows hold.
+
+    New token t is written at ``(row_T[t], column_T[t])`` of the cache. The participating rows are `rows_R` (None: the first
+    `rows` rows, in order), of which the first `columns` columns are read. `query_Rn` places the new tokens in a padded grid
+    and `order_T` takes them out again (both None where every row has the same number of new tokens, in order).
+    `mask_Rnm` is None where everything is seen.
+    """
+
+    row_T: Tensor
+    column_T: Tensor
+    rows: int
+    columns: int
+    rows_R: Tensor | None
+    query_Rn: Tensor | None
+    order_T: Tensor | None
+    mask_Rnm: Tensor | None
+
+    def run(self, q_TNH: Tensor, k_RKCH: Tensor, v_RKCH: Tensor, scale: float | None) -> Tensor:
+        """New tokens against the cache rows that `KVCache.write` gave back."""
+        _, heads, width = q_TNH.shape
+        q_RnNH = q_TNH.unflatten(0, (self.rows, -1)) if self.query_Rn is None else q_TNH[self.query_Rn]
+        count, key_heads = q_RnNH.shape[1], k_RKCH.shape[1]
+        mask = None if self.mask_Rnm is None else self.mask_Rnm[:, None]
+        if count == 1:
+            # One token a row: the query heads of one key head stand as the queries of one call, so no key is read twice.
+            q_RKgH = q_RnNH.reshape(self.rows, key_heads, heads // key_heads, width)
+            return scaled_dot_product_attention(q_RKgH, k_RKCH, v_RKCH, attn_mask=mask, scale=scale).reshape(
+                -1, heads, width
+            )
+        out_RNnH = _call(q_RnNH.transpose(1, 2), k_RKCH, v_RKCH, mask, scale)
+        out_TNH = out_RNnH.transpose(1, 2).flatten(0, 1)
+        return out_TNH if self.order_T is None else out_TNH.index_select(0, self.order_T)
 
 
 def _call(q_BNnH: Tensor, k_BKmH: Tensor, v_BKmH: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:

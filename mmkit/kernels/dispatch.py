@@ -1,0 +1,186 @@
+"""Which implementation of an op runs: chosen in one place, said once, and never exchanged for another in silence.
+
+An implementation is a function marked with `kernel`, which says where it runs, and registered through the hook
+`mmkit_kernels`. The environment variable `MMKIT_KERNELS` names some (``attention=dense,nearest_code=reference``); for the
+other ops the recipe's section ``kernels:`` does (`using`); for the rest the op chooses among mmkit's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkit import ops, registry
+from mmkit.errors import ContractError, PluginError
+from mmkit.registry import AUTO
+
+VARIABLE = "MMKIT_KERNELS"
+"""The environment variable that names implementations to use everywhere."""
+
+log = logging.getLogger(__name__)
+_recipe: ContextVar[Mapping[str, str]] = ContextVar("kernels")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an op is to run.
+
+    `dtype` is None where it is not known yet, `backward` tells that gradients are wanted, `capability` is that of a CUDA
+    device and ``(0, 0)`` elsewhere.
+    """
+
+    device: str
+    dtype: torch.dtype | None = None
+    backward: bool = False
+    capability: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, x: Tensor, *others: Tensor) -> Site:
+        """Where the tensors are."""
+        backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
+        return cls(x.device.type, x.dtype, backward, capability(x.device))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where an implementation runs. An empty tuple is no limit.
+
+    `devices` are types (``cpu``, ``cuda``), `dtypes` names (``float32``), `capability` the least one of a CUDA device;
+    on the devices of `forward_only` it gives no gradients.
+    """
+
+    devices: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    capability: tuple[int, int] = (0, 0)
+    forward_only: tuple[str, ...] = ()
+
+    def refusal(self, site: Site) -> str:
+        """Why it does not run there; empty where it does."""
+        if self.devices and site.device not in self.devices:
+            return f"runs on {' and '.join(self.devices)}, and this is {site.device}"
+        name = str(site.dtype).removeprefix("torch.")
+        if self.dtypes and site.dtype is not None and name not in self.dtypes:
+            return f"takes {' and '.join(self.dtypes)}, and this is {name}"
+        if site.device == "cuda" and site.capability < self.capability:
+            needed, there = ("{}.{}".format(*c) for c in (self.capability, site.capability))
+            return f"needs a GPU of compute capability {needed}, and this one has {there}"
+        return f"gives no gradients on {site.device}" if site.backward and site.device in self.forward_only else ""
+
+
+def kernel(**limits: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks a function as an implementation of an op, within `Limits`: ``@kernel(devices=("cuda",), capability=(8, 0))``."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.limits = Limits(**limits)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of an op, loaded. Calling it adds, to whatever it raises, a note of what has failed."""
+
+    op: str
+    name: str
+    owner: str
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self.function(*args)
+        except Exception as error:  # raised on as it is: nothing else takes this one's place
+            error.add_note(f"in the kernel {self.name!r} of {self.owner} for {self.op}; {_other(self.op)}")
+            raise
+
+    @property
+    def limits(self) -> Limits:
+        """Where it runs."""
+        return self.function.limits  # type: ignore[attr-defined]
+
+
+def choose(op: str, site: Site, own: str, reason: str, *, named: str = AUTO) -> Kernel:
+    """The implementation of an op that runs there: the one `named` by the code that asks, by the environment or by the recipe,
+    else mmkit's `own`.
+
+    `reason` says why that is mmkit's choice. What is chosen is logged when it is chosen first.
+    Raises `ContractError` where the one that is named does not run there, `PluginError` where there is none of that name.
+    """
+    name, source = _named(op) if named == AUTO else (named, "named in code")
+    chosen = load(op, own if name == AUTO else name)
+    if refusal := chosen.limits.refusal(site):
+        raise ContractError(source or op, f"the kernel {chosen.name!r} of {op} {refusal}", _other(op))
+    _say_once(op, site.device, chosen.name, source or reason)
+    return chosen
+
+
+@contextmanager
+def using(kernels: Mapping[str, str]) -> Iterator[None]:
+    """Inside, these implementations run, by op; the environment still has the last word."""
+    token = _recipe.set({**_recipe.get({}), **kernels})
+    try:
+        yield
+    finally:
+        _recipe.reset(token)
+
+
+def load(op: str, name: str) -> Kernel:
+    """An implementation by its name or ``owner/name``. Raises `PluginError` where there is none, or it is not marked."""
+    entry = ops.kernel(registry.load(), op, name)
+    function = entry.load()
+    if not isinstance(getattr(function, "limits", None), Limits):
+        raise PluginError(
+            f"kernel {entry.name!r}", f"{entry.target} does not say where it runs", "mark it with `@kernel(...)`"
+        )
+    return Kernel(op, name, entry.owner, function)
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a CUDA device; ``(0, 0)`` of any other."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def _named(op: str) -> tuple[str, str]:
+    """The name that the environment or the recipe gives, and which of them; `AUTO` and nothing where none does."""
+    text = os.environ.get(VARIABLE, "")
+    chosen = _parsed(text) if text else {}
+    if op in chosen:
+        return chosen[op], f"{VARIABLE}={text}" if chosen[op] != AUTO else ""
+    name = _recipe.get({}).get(op, AUTO)
+    return name, f"kernels.{op}" if name != AUTO else ""
+
+
+def _parsed(text: str) -> dict[str, str]:
+    """Raises `ContractError` on another form, `PluginError` on a name that is not known."""
+    chosen: dict[str, str] = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        op, _, name = (word.strip() for word in item.partition("="))
+        if not name or op in chosen:
+            fact = f"{op!r} is written twice" if name else f"{item!r} names no implementation"
+            raise ContractError(VARIABLE, fact, "write `op=implementation`, with commas between them")
+        chosen[op] = name
+    for op, name in chosen.items():
+        try:
+            ops.check(registry.load(), op, name)
+        except PluginError as error:
+            raise PluginError(VARIABLE, error.problem.fact, error.problem.remedy, error.problem.rule) from None
+    return chosen
+
+
+def _other(op: str) -> str:
+    return f"`{VARIABLE}={op}=NAME` takes another: {', '.join((AUTO, *ops.names(registry.load(), op)))}"
+
+
+@functools.cache
+def _say_once(op: str, device: str, name: str, reason: str) -> None:
+    log.info("%s on %s: %s (%s)", op, device, name, reason)
