@@ -188,7 +188,8 @@ class DiffusersVAE(Standardized):
 
     def _decode(self, z: Tensor) -> Tensor:
         """Unscaled latents ``[B, *grid, C]`` to float32 contents around [0, 1]."""
-        z = z.to(next(self.model.parameters())).movedim(-1, 1)
+        # Laid out as diffusers has it: convolutions over other strides end in other bits.
+        z = z.to(next(self.model.parameters())).movedim(-1, 1).contiguous()
         if not self.spatial:
             x = self.model.decode(z).sample
         elif self.port.modality == "image":
