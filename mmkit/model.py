@@ -277,9 +277,7 @@ class UnifiedModel(nn.Module):
             head: Head = self.heads[name]
             targets = self._targets(name, batch, spans, folded)
             prepared = head.prepare(targets)
-            places = self._index(
-                np.concatenate([np.arange(s.start, s.start + self.router.read(s)) for s, _ in spans])
-            )
+            places = self._index(np.concatenate([np.arange(s.start, s.start + self.router.read(s)) for s, _ in spans]))
             fed = prepared.feed.x_SD
             if fed is None:
                 fed = self.embed(name, prepared.feed, targets.lengths, targets.grids, targets.streams)
@@ -324,7 +322,9 @@ class UnifiedModel(nn.Module):
         generators = tuple(
             torch.Generator().manual_seed(derive(*batch.key, batch.samples[s.doc], s.segment)) for s, _ in spans
         )
-        return Targets(torch.cat(tokens), tuple(lengths), tuple(s.content_grid for s, _ in spans), tuple(streams), generators)
+        return Targets(
+            torch.cat(tokens), tuple(lengths), tuple(s.content_grid for s, _ in spans), tuple(streams), generators
+        )
 
     def _pack(self, batch: Batch, x_TD: Tensor, condition: Tensor | None, memory_TD: Tensor | None) -> Packed:
         layout, seen = batch.layout, Visibility.of(batch.layout)

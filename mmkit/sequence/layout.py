@@ -244,9 +244,7 @@ def lay_out(pieces: Sequence[Piece], positions: Positions, *, stop: int = -1) ->
             lead = piece.lead if target else 0
             grid, content = (piece.asked, piece.grid) if target and piece.asked is not None else (piece.grid, None)
             block, cursor = write_span(cursor, rule, grid, positions, lead=lead, noised=noised, levels=piece.levels)
-            spans.append(
-                Span(0, piece.segment, rule.index, size + lead, grid, target, noised, lead, content=content)
-            )
+            spans.append(Span(0, piece.segment, rule.index, size + lead, grid, target, noised, lead, content=content))
             blocks.append(block)
             size += len(block)
         if rule.end >= 0:

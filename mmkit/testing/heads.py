@@ -70,7 +70,9 @@ def what_is_prepared_has_its_shapes(case: HeadCase) -> None:
     if found.feed.x_SD is not None:
         wanted = (sum(case.read(case.part, case.LENGTHS)), DIM)
         demand(fed is None, "feed.tokens", "it feeds queries and tokens at once")
-        demand(tuple(found.feed.x_SD.shape) == wanted, "feed.x_SD", f"it is {tuple(found.feed.x_SD.shape)}, not {wanted}")
+        demand(
+            tuple(found.feed.x_SD.shape) == wanted, "feed.x_SD", f"it is {tuple(found.feed.x_SD.shape)}, not {wanted}"
+        )
     else:
         demand(fed.shape == targets.tokens.shape, "prepare", f"it feeds {tuple(fed.shape)}")
         demand(fed.dtype == targets.tokens.dtype, "prepare", f"it feeds {fed.dtype}")
@@ -153,7 +155,9 @@ def packed_spans_are_what_each_is_alone(case: HeadCase) -> None:
                 f"feed.{field.name}",
                 f"span {i} is another one alone",
             )
-        demand(_near(part.loss(hidden[read], alone).value_S, loss.value_S[at]), "loss", f"span {i} is another one alone")
+        demand(
+            _near(part.loss(hidden[read], alone).value_S, loss.value_S[at]), "loss", f"span {i} is another one alone"
+        )
         start, first = start + n, first + asked
 
 

@@ -84,8 +84,10 @@ def test_what_follows_sees_what_it_saw_in_training(model: mmkit.UnifiedModel, mo
         prompt = ["a red circle", mmkit.Image(), "and?", mmkit.Text(max_tokens=1)]
         image, _ = model.generate(prompt, Sampling(temperature=0.0, guidance_scale=1.0))
     # The pixel tokenizer gives back what it decoded, as long as that is a picture.
-    assert 0 < image.min() and image.max() < 1
-    sample = Sample("s", (TOLD, Segment("image", image, "target"), Segment("text", "and?"), Segment("text", "x", "target")))
+    assert image.min() > 0 and image.max() < 1
+    sample = Sample(
+        "s", (TOLD, Segment("image", image, "target"), Segment("text", "and?"), Segment("text", "x", "target"))
+    )
     hidden = hidden_at(model, "say", sample, monkeypatch)
     torch.testing.assert_close(logits[0], model.heads["say"].predict(hidden)[:1], **CLOSE)
 

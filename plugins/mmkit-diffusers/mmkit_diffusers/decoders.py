@@ -87,7 +87,9 @@ class LatentDecoder(nn.Module):
         signature = DECODERS[described.name]
         for key in signature.refused:
             if described.options.get(key):
-                raise ContractError(f"{described.place}.{key}", f"{described.name} with {key} is not wrapped", "leave it out")
+                raise ContractError(
+                    f"{described.place}.{key}", f"{described.name} with {key} is not wrapped", "leave it out"
+                )
         self.width = int(described.options.get(signature.condition) or width)
         self.model = described.build(
             **{"in_channels": channels, "out_channels": channels, signature.condition: self.width}
@@ -111,7 +113,9 @@ class LatentDecoder(nn.Module):
         """
         place = type(self.model).__name__
         if len(grid) > 2:
-            raise ContractError(place, f"it draws images, and latents of {len(grid)} axes are another thing", "use head `flow`")
+            raise ContractError(
+                place, f"it draws images, and latents of {len(grid)} axes are another thing", "use head `flow`"
+            )
         height, width = (1, *grid)[-2:]
         if height % self.patch or width % self.patch:
             raise ContractError(
@@ -119,7 +123,9 @@ class LatentDecoder(nn.Module):
                 f"set decoder.patch_size to 1, or take images whose latents divide by {self.patch}",
             )  # fmt: skip
         if self.most is not None and max(height, width) > self.most * self.patch:
-            fact = f"latents of {height} x {width} are larger than it has positions for ({self.most * self.patch} a side)"
+            fact = (
+                f"latents of {height} x {width} are larger than it has positions for ({self.most * self.patch} a side)"
+            )
             raise ContractError(place, fact, "take smaller images, or raise `pos_embed_max_size` or `axes_lens`")
         return height, width
 

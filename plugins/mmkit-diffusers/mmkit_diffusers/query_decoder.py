@@ -131,7 +131,8 @@ class QueryDecoder(Head[Drawing]):
         self.queries_QD = nn.Parameter(nn.init.normal_(torch.empty(config.queries, dim), std=0.02))
         width = config.dim or dim
         self.projection = nn.Sequential(
-            hidden_layers(dim, width, config.depth - 1), nn.Linear(width if config.depth > 1 else dim, self.decoder.width)
+            hidden_layers(dim, width, config.depth - 1),
+            nn.Linear(width if config.depth > 1 else dim, self.decoder.width),
         )
 
     def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

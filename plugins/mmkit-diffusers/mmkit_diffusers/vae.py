@@ -221,14 +221,18 @@ def _measured(described: Described, spatial: bool) -> tuple[int, int, int, bool]
     has_posterior, said = hasattr(output, "latent_dist"), _said(output)
     kept = said.shape[2] if spatial else frames
     if kept < 2 or (frames - 1) % (kept - 1) or side % said.shape[-1]:
-        raise ContractError(described.place, f"{frames} frames of {side} x {side} give {list(said.shape)}", "use another")
+        raise ContractError(
+            described.place, f"{frames} frames of {side} x {side} give {list(said.shape)}", "use another"
+        )
     return side // said.shape[-1], (frames - 1) // (kept - 1), said.shape[1] // (1 + has_posterior), has_posterior
 
 
 def _statistics(config: DiffusersVAE.Config, described: Described) -> tuple[PerChannel, PerChannel]:
     """`shift` and `scale` as the config gives them; None each where they are to be measured."""
     said, known = described.options, described.bare().config
-    says = isinstance(config.config, str) or said.get("scaling_factor") is not None or said.get("latents_mean") is not None
+    says = (
+        isinstance(config.config, str) or said.get("scaling_factor") is not None or said.get("latents_mean") is not None
+    )
     if config.statistics == "measured" or (config.statistics is None and not says):
         return None, None
     factor = known.get("scaling_factor", 1.0)

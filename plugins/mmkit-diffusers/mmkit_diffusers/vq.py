@@ -63,7 +63,11 @@ class DiffusersVQ(Tokenizer):
         self.stride = 2 ** (len(self.model.config.block_out_channels) - 1)
         book = self.model.quantize.embedding
         self.port = Port(
-            "image", "codes", width=book.embedding_dim, codebook_size=book.num_embeddings, trained_by_reconstruction=True
+            "image",
+            "codes",
+            width=book.embedding_dim,
+            codebook_size=book.num_embeddings,
+            trained_by_reconstruction=True,
         )
 
     @property

@@ -46,7 +46,9 @@ class Described:
         strange = sorted(options.keys() - _accepted(name))
         if strange:
             fact = f"diffusers {diffusers.__version__} knows no {', '.join(strange)} of {name}"
-            raise ContractError(f"{place}.{strange[0]}", fact, "leave it out, or install the diffusers it was written by")
+            raise ContractError(
+                f"{place}.{strange[0]}", fact, "leave it out, or install the diffusers it was written by"
+            )
         return cls(name, options, place)
 
     def build(self, **derived: Any) -> nn.Module:

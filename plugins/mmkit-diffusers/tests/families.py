@@ -33,6 +33,10 @@ VIDEOS = {
         "_class_name": "AutoencoderKLWan", "base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1,
         "temperal_downsample": [False, True], "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [2.0, 1.5, 3.0, 1.0],
     },
+    "qwen_image": {
+        "_class_name": "AutoencoderKLQwenImage", "base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1,
+        "temperal_downsample": [False, True], "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [2.0, 1.5, 3.0, 1.0],
+    },
     "cogvideox": {
         "_class_name": "AutoencoderKLCogVideoX", "block_out_channels": [8, 8, 8], "latent_channels": 4, "layers_per_block": 1,
         "down_block_types": ["CogVideoXDownBlock3D"] * 3, "up_block_types": ["CogVideoXUpBlock3D"] * 3,
@@ -56,7 +60,7 @@ VIDEOS = {
     },
 }  # fmt: skip
 SIZES = {
-    "kl": (16, 24), "sd3": (16, 24), "dc": (16, 24), "tiny": (16, 24), "wan": (5, 16, 8), "cogvideox": (9, 16, 16),
+    "kl": (16, 24), "sd3": (16, 24), "dc": (16, 24), "tiny": (16, 24), "wan": (5, 16, 8), "qwen_image": (1, 16, 8), "cogvideox": (9, 16, 16),
     "hunyuan": (5, 16, 16), "mochi": (7, 16, 16), "ltx": (9, 32, 64),
 }  # fmt: skip
 

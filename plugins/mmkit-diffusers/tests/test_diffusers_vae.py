@@ -10,12 +10,13 @@ import diffusers
 import families
 import pytest
 import torch
+from mmkit_diffusers.vae import DiffusersVAE
+from torch import Tensor
+
 from mmkit.checkpoint import load_part
 from mmkit.compose import loads, render
 from mmkit.errors import CheckpointError, ContractError
 from mmkit.model import UnifiedModel, load_weights
-from mmkit_diffusers.vae import DiffusersVAE
-from torch import Tensor
 
 EVERY = {**families.IMAGES, **families.VIDEOS}
 
@@ -65,9 +66,7 @@ PIPELINES = {
     "tiny": lambda z, c: z,
     "wan": lambda z, c: (z - torch.tensor(c["latents_mean"])) * (1.0 / torch.tensor(c["latents_std"])),
     "cogvideox": lambda z, c: z * c["scaling_factor"],
-    "mochi": lambda z, c: (
-        (z - torch.tensor(c["latents_mean"])) * c["scaling_factor"] / torch.tensor(c["latents_std"])
-    ),
+    "mochi": lambda z, c: (z - torch.tensor(c["latents_mean"])) * c["scaling_factor"] / torch.tensor(c["latents_std"]),
 }
 """How diffusers' pipelines bring latents to the scale of noise."""
 
@@ -185,7 +184,11 @@ def test_names_of_older_checkpoints_are_known() -> None:
 
 def test_a_mapping_survives_yaml() -> None:
     config = {**families.IMAGES["dc"], "scaling_factor": "1e-1"}
-    text = RECIPE.format(folder="F").replace("config: F, weights: F", f"config: {json.dumps(config)}").replace('"1e-1"', "1e-1")
+    text = (
+        RECIPE.format(folder="F")
+        .replace("config: F, weights: F", f"config: {json.dumps(config)}")
+        .replace('"1e-1"', "1e-1")
+    )
     recipe = loads(text)
     read = recipe.model.tokenizers["pixels"].options.config
     assert read["scaling_factor"] == 0.1 and read["encoder_qkv_multiscales"] == ((), (5,))

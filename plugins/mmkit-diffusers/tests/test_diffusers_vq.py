@@ -8,10 +8,10 @@ import diffusers
 import families
 import pytest
 import torch
-from mmkit.checkpoint import load_part
-from mmkit.errors import ContractError
 from mmkit_diffusers.vq import DiffusersVQ
 
+from mmkit.checkpoint import load_part
+from mmkit.errors import ContractError
 
 SPATIAL = {"norm_type": "spatial", "block_out_channels": [32, 32], "norm_num_groups": 32}
 
