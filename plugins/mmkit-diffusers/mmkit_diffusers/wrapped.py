@@ -42,7 +42,7 @@ class Described:
         if name not in known:
             fact = "it does not say which class it is of" if name is None else f"{name} is not wrapped here"
             raise ContractError(f"{place}._class_name", fact, f"known: {', '.join(known)}")
-        options = {key: value for key, value in entries.items() if not key.startswith("_")}
+        options = {key: _as_json(value) for key, value in entries.items() if not key.startswith("_")}
         strange = sorted(options.keys() - _accepted(name))
         if strange:
             fact = f"diffusers {diffusers.__version__} knows no {', '.join(strange)} of {name}"
@@ -108,6 +108,11 @@ def _of_folder(folder: str, place: str) -> Mapping[str, Any]:
     if not isinstance(entries, dict):
         raise ContractError(place, f"{path} holds no mapping", "name a folder that diffusers wrote")
     return entries
+
+
+def _as_json(value: Value) -> Any:
+    """Lists instead of tuples, as a ``config.json`` has them: some classes add lists of their own."""
+    return [_as_json(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _accepted(name: str) -> set[str]:

@@ -60,7 +60,8 @@ VIDEOS = {
     },
 }  # fmt: skip
 SIZES = {
-    "kl": (16, 24), "sd3": (16, 24), "dc": (16, 24), "tiny": (16, 24), "wan": (5, 16, 8), "qwen_image": (1, 16, 8), "cogvideox": (9, 16, 16),
+    "kl": (16, 24), "sd3": (16, 24), "dc": (16, 24), "tiny": (16, 24), "wan": (5, 16, 8), "qwen_image": (1, 16, 8),
+    "cogvideox": (9, 16, 16),
     "hunyuan": (5, 16, 16), "mochi": (7, 16, 16), "ltx": (9, 32, 64),
 }  # fmt: skip
 
