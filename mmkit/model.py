@@ -197,7 +197,7 @@ class UnifiedModel(nn.Module):
 
     def embed(self, head: str, feed: Feed, lengths: Sequence[int], grids: Sequence[tuple[int, ...]],
               streams: Sequence[str]) -> Tensor:  # fmt: skip
-        """The embeddings ``[S, D]`` a feed puts at its tokens, spans end to end (lead tokens not among them)."""
+        """The embeddings ``[S, D]`` that a feed of tokens puts there, spans end to end (lead tokens not among them)."""
         part: Head = self.heads[head]
         x_SD = feed.tokens.new_zeros((sum(lengths), self.backbone.dim), dtype=self.marks.weight.dtype)
         owners = np.repeat(np.arange(len(lengths)), lengths)
@@ -293,12 +293,10 @@ class UnifiedModel(nn.Module):
             head: Head = self.heads[name]
             targets = self._targets(name, batch, spans, folded)
             prepared = head.prepare(targets)
-            places = self._index(
-                np.concatenate(
-                    [np.arange(s.start, s.start + n) for (s, _), n in zip(spans, targets.lengths, strict=True)]
-                )
-            )
-            fed = self.embed(name, prepared.feed, targets.lengths, targets.grids, targets.streams)
+            places = self._index(np.concatenate([np.arange(s.start, s.start + self.router.read(s)) for s, _ in spans]))
+            fed = prepared.feed.x_SD
+            if fed is None:
+                fed = self.embed(name, prepared.feed, targets.lengths, targets.grids, targets.streams)
             x_TD = x_TD.index_copy(0, places, fed.to(x_TD.dtype))
             if prepared.feed.lead_ND is not None:
                 leads = self._index([s.start - 1 for s, _ in spans])
@@ -328,7 +326,7 @@ class UnifiedModel(nn.Module):
         for (span, index), stream in zip(spans, streams, strict=True):
             source = self.recipe.model.streams[stream].source
             value = folded[source][index]
-            flat = value.flatten(0, len(span.grid) - 1)
+            flat = value.flatten(0, len(span.content_grid) - 1)
             if head.vocabulary is not None:
                 flat = flat + head.vocabulary.of(stream).offset
                 rule = self.router.rules[stream]
@@ -340,7 +338,9 @@ class UnifiedModel(nn.Module):
         generators = tuple(
             torch.Generator().manual_seed(derive(*batch.key, batch.samples[s.doc], s.segment)) for s, _ in spans
         )
-        return Targets(torch.cat(tokens), tuple(lengths), tuple(s.grid for s, _ in spans), tuple(streams), generators)
+        return Targets(
+            torch.cat(tokens), tuple(lengths), tuple(s.content_grid for s, _ in spans), tuple(streams), generators
+        )
 
     def _pack(self, batch: Batch, x_TD: Tensor, condition: Tensor | None, memory_TD: Tensor | None) -> Packed:
         layout, seen = batch.layout, Visibility.of(batch.layout)

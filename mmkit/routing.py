@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -177,9 +178,15 @@ class Router:
 
     def learned(self, span: Span) -> int:
         """How many tokens a head learns of a target's span: an open one ends with a mark that is learned too."""
-        return span.length + int(
-            self.rules[self.names[span.stream]].open and self._filled(self.names[span.stream]) is None
-        )
+        return math.prod(span.content_grid) + self._ended(span)
+
+    def read(self, span: Span) -> int:
+        """How many tokens of a target's span its head reads the hidden states of."""
+        return span.length + self._ended(span)
+
+    def _ended(self, span: Span) -> int:
+        stream = self.names[span.stream]
+        return int(self.rules[stream].open and self._filled(stream) is None)
 
     def learned_tokens(self, batch: Batch) -> dict[str, Learned]:
         """Whose target tokens each head learns in a batch, known from its layout alone."""
@@ -294,8 +301,12 @@ class Router:
         """One segment on its way in through one stream."""
         head = self.model.streams[stream].head
         target = segment.role == "target"
-        lead = self._heads[head].leads if target and head else 0
-        return Piece(self.rules[stream], index, grid, target, lead, self.levels(stream, grid))
+        lead, asked = 0, None
+        if target and head:
+            lead, asked = self._heads[head].leads, tuple(self._heads[head].grid(grid))
+        return Piece(
+            self.rules[stream], index, grid, target, lead, self.levels(stream, grid), None if asked == grid else asked
+        )
 
     @property
     def stop(self) -> int:

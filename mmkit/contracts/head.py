@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -37,7 +37,7 @@ class Head(Part, Generic[StateT]):
     Generation runs, for each span, ``state = begin(request)`` and, until ``state.done``: the backbone reads ``feed(state)``
     at the span's tokens, `predict` turns its hidden states into a prediction for each guidance branch, the branches are
     combined, ``state = step(state, prediction)``; then ``finish(state)``. A step is a function of its inputs: heads keep no
-    state between calls.
+    state between calls. A head that `combines` is given the branches' predictions as they are.
     """
 
     needs: ClassVar[Needs]
@@ -54,8 +54,19 @@ class Head(Part, Generic[StateT]):
     """Tokens of a span of open length, filled up with end marks; None where a span is as long as its content and one end mark
     follows it."""
 
+    combines: ClassVar[bool] = False
+    """True where `step` takes a mapping of branches' names to predictions: guidance acts on what the head makes of them."""
+
     def __init__(self, config: Any, targets: Sequence[TargetPort], marks: int, dim: int) -> None:
         super().__init__()
+
+    def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The grid of the tokens that stand in the sequence for a target of this (folded) grid.
+
+        Another one in heads that read learned queries there (`Feed.x_SD`): their hidden states are as many as those, while
+        targets, losses and what is generated keep the given grid. Raises `ContractError` on a grid the head cannot learn.
+        """
+        return grid
 
     def tie(self, tables: dict[str, Tensor]) -> None:
         """Use the given embedding tables, by vocabulary owner, as output weights. Called only where `tied` is true."""
@@ -72,7 +83,7 @@ class Head(Part, Generic[StateT]):
 
     @abstractmethod
     def loss(self, hidden_SD: Tensor, prepared: Prepared) -> TokenLoss:
-        """The loss of each token."""
+        """The loss of each target token, from the hidden states of all tokens of the spans."""
 
     @abstractmethod
     def begin(self, request: Request) -> StateT:
@@ -83,12 +94,16 @@ class Head(Part, Generic[StateT]):
         """What the backbone must read next; None where the hidden state it gave last is all that is needed.
 
         A head with ``shift == -1`` feeds the tokens found since it was last asked, and they stay in the cache; the others
-        feed their whole span each time, and it is forgotten.
+        feed their whole span each time, and it is forgotten. After None, those get the same prediction once more. Learned
+        queries that were fed first are what stands in the sequence once the span is done, as in training.
         """
 
     @abstractmethod
-    def step(self, state: StateT, prediction: Tensor) -> StateT:
-        """One iteration. `prediction` is ``[S, ...]`` for the whole span, or ``[1, V]`` where ``shift == -1``."""
+    def step(self, state: StateT, prediction: Tensor | Mapping[str, Tensor]) -> StateT:
+        """One iteration. `prediction` is ``[S, ...]`` for the whole span, or ``[1, V]`` where ``shift == -1``.
+
+        Where the head `combines`, it is one such for each guidance branch, by the names of `mmkit.nn.guidance`.
+        """
 
     @abstractmethod
     def finish(self, state: StateT) -> Tensor:

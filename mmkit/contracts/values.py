@@ -85,19 +85,26 @@ class Feed:
 
     `tokens`: codes ``[S]`` or latents ``[S, C]``, embedded by the stream's connector. Where `blank_S` is true the
     embedding is replaced by `blank_D` (a mask token). `add_SD` is added (time: add); `lead_ND` is one extra token before
-    each of the N spans (time: token); `condition_SD` reaches modulating backbones (time: adaln).
+    each of the N spans (time: token); `condition_SD` reaches modulating backbones (time: adaln). A head that reads learned
+    queries gives their embeddings as `x_SD` instead of tokens, and nothing else.
     """
 
-    tokens: Tensor
+    tokens: Tensor | None
     blank_S: Tensor | None = None
     blank_D: Tensor | None = None
     add_SD: Tensor | None = None
     lead_ND: Tensor | None = None
     condition_SD: Tensor | None = None
+    x_SD: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """How many tokens it is for, its leads not counted."""
+        return len(self.tokens if self.x_SD is None else self.x_SD)
 
     @classmethod
     def joined(cls, feeds: Sequence[Feed]) -> Feed:
-        """Feeds of one head, span after span, as one; for embedding, so without what stands beside the tokens."""
+        """Feeds of tokens of one head, span after span, as one; for embedding, so without what stands beside the tokens."""
         if len(feeds) == 1:
             return feeds[0]
         tokens = torch.cat([feed.tokens for feed in feeds])
@@ -114,8 +121,9 @@ class Feed:
 class Prepared:
     """A head's plan for its targets: what the backbone sees, and what must be predicted.
 
-    `target` is in the head's own form, one row per token; `weight_S` is 0 where nothing is learned; `level_S` is the noise
-    level or mask ratio in [0, 1] of each token, and `bound_S` that of `TokenLoss`, for diagnosis.
+    `target` is in the head's own form, one row per target token; `weight_S` is 0 where nothing is learned; `level_S` is the
+    noise level or mask ratio in [0, 1] of each token, and `bound_S` that of `TokenLoss`, for diagnosis. A head whose loss
+    needs more of `prepare` gives a subclass.
     """
 
     feed: Feed

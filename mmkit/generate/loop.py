@@ -78,9 +78,12 @@ def _forward(
 def _embedded(model: Speaker, reads: Sequence[Read]) -> Tensor:
     """What enters at all tokens of all reads ``[T, D]``: each head's feeds are embedded in one call, branches' copies once."""
     fed: dict[str, list[Fed]] = {}
-    for entering in dict.fromkeys(x for r in reads for x in r.entering if isinstance(x, Fed)):
-        fed.setdefault(entering.head, []).append(entering)
     embedded: dict[Fed, Tensor] = {}
+    for entering in dict.fromkeys(x for r in reads for x in r.entering if isinstance(x, Fed)):
+        if entering.feed.x_SD is not None:
+            embedded[entering] = entering.feed.x_SD
+        else:
+            fed.setdefault(entering.head, []).append(entering)
     for head, items in fed.items():
         lengths = [len(item) for item in items]
         grids, streams = [item.grid for item in items], [item.stream for item in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -87,11 +88,12 @@ def _span(
     state = head.begin(request)
     if head.shift == -1:
         tokens, fed = yield from _token_by_token(model, name, rule, request, state, lines, names, sampling)
+        stays = None
     else:
-        tokens, fed = (yield from _whole(model, name, rule, request, state, lines, names, sampling)), 0
+        (tokens, stays), fed = (yield from _whole(model, name, rule, request, state, lines, names, sampling)), 0
     if more:
         for line in lines.values():
-            _settle(model, name, line, rule, request, tokens, fed)
+            _settle(model, name, line, rule, request, tokens, fed, stays)
     if head.vocabulary is not None:
         tokens = tokens - head.vocabulary.of(stream).offset
     return stream, tokens
@@ -117,7 +119,9 @@ def _request(model: Speaker, segment: Segment, stream: str, head: Head, sampling
 
 def _guided(
     head: Head, names: Sequence[str], predictions: Sequence[Tensor], progress: float, sampling: Sampling
-) -> Tensor:
+) -> Tensor | dict[str, Tensor]:
+    if head.combines:
+        return dict(zip(names, predictions, strict=True))
     if len(names) == 1:
         return predictions[0]
     return combine(head.guidance, dict(zip(names, predictions, strict=True)), progress, sampling.guidance_scale)
@@ -148,55 +152,73 @@ def _token_by_token(
 def _whole(
     model: Speaker, name: str, rule: StreamRule, request: Request, state: Any, lines: dict[str, Line],
     names: Sequence[str], sampling: Sampling,
-) -> Generator[Work, list[Tensor], Tensor]:  # fmt: skip
+) -> Generator[Work, list[Tensor], tuple[Tensor, Fed | None]]:  # fmt: skip
     """A head that iterates over its span: each read of the span is forgotten, the prefix is read once.
 
-    A ``full`` span is seen by what stands before it, so that is read with it each time, and so is its end mark.
+    A ``full`` span is seen by what stands before it, so that is read with it each time, and so is its end mark. Beside the
+    tokens it gives the queries that stay in the sequence instead of them, where the head reads such.
     """
     head: Head = model.heads[name]
     prefix = tuple(read for n in names for read in lines[n].prefix())
     if prefix:
         yield Work(prefix)
-    spans = [_spread(model, lines[n], rule, request, head.leads) for n in names]
+    grid = head.grid(request.grid)
+    spans = [_spread(model, lines[n], rule, grid, head.leads) for n in names]
     after = int(rule.attend == "full" and rule.end >= 0)
+    stays, predictions = None, []
     while not state.done:
         feed = head.feed(state)
-        entering: Entering = (Fed(name, feed, request.grid, request.stream),)
-        condition = feed.condition_SD
-        if feed.lead_ND is not None:
-            entering = (feed.lead_ND, *entering)
-            condition = None if condition is None else torch.cat([condition[:1] * 0, condition])
-        if after:
-            entering = (*entering, model.marks.weight[rule.end : rule.end + 1])
-            condition = None if condition is None else torch.cat([condition, condition[:1] * 0])
-        reads = tuple(lines[n].look(block, entering, condition) for n, block in zip(names, spans, strict=True))
-        predictions = yield Work(reads, name, request.count, after)
+        if feed is not None:
+            fed = Fed(name, feed, grid, request.stream)
+            stays = fed if feed.x_SD is not None else None
+            entering, condition = _entering(fed, model.marks.weight[rule.end : rule.end + 1] if after else None)
+            reads = tuple(lines[n].look(block, entering, condition) for n, block in zip(names, spans, strict=True))
+            predictions = yield Work(reads, name, math.prod(grid), after)
         state = head.step(state, _guided(head, names, predictions, state.progress, sampling))
-    return head.finish(state)
+    return head.finish(state), stays
 
 
-def _spread(model: Speaker, line: Line, rule: StreamRule, request: Request, leads: int) -> Block:
+def _entering(fed: Fed, end: Tensor | None) -> tuple[Entering, Tensor | None]:
+    """What enters at a span that is looked at, its lead token first and the end mark that sees it last, and the condition of
+    each of these tokens, which lead and mark have none of."""
+    lead, condition = fed.feed.lead_ND, fed.feed.condition_SD
+    entering: Entering = (fed,)
+    if lead is not None:
+        entering = (lead, *entering)
+        condition = None if condition is None else torch.cat([condition[:1] * 0, condition])
+    if end is not None:
+        entering = (*entering, end)
+        condition = None if condition is None else torch.cat([condition, condition[:1] * 0])
+    return entering, condition
+
+
+def _spread(model: Speaker, line: Line, rule: StreamRule, grid: tuple[int, ...], leads: int) -> Block:
     """Where the tokens of a span that is iterated over will stand, its end mark with them where they see it."""
     positions = model.router.positions
-    levels = model.router.levels(rule.name, request.grid)
-    block, cursor = write_span(
-        line.cursor, rule, request.grid, positions, lead=leads, noised=rule.hidden, levels=levels
-    )
+    levels = model.router.levels(rule.name, grid)
+    block, cursor = write_span(line.cursor, rule, grid, positions, lead=leads, noised=rule.hidden, levels=levels)
     if rule.attend != "full" or rule.end < 0:
         return block
     return concatenate([block, write_mark(cursor, rule, positions)[0]])
 
 
 def _settle(
-    model: Speaker, name: str, line: Line, rule: StreamRule, request: Request, tokens: Tensor, fed: int
-) -> None:
+    model: Speaker, name: str, line: Line, rule: StreamRule, request: Request, tokens: Tensor, fed: int,
+    stays: Fed | None,
+) -> None:  # fmt: skip
     """Writes what was generated into a branch, as training would have laid it out, and its end mark."""
     positions = model.router.positions
+    if stays is not None and not rule.hidden:
+        block, line.cursor = write_span(line.cursor, rule, stays.grid, positions)
+        line.pending.append((block, (stays,)))
+        _mark(model, line, rule, rule.end)
+        return
     if rule.open and model.heads[name].length:
         tokens = torch.cat([tokens, tokens.new_full((request.count - len(tokens),), request.end)])
     grid = (len(tokens),) if rule.open else request.grid
     if rule.hidden:
-        _, line.cursor = write_span(line.cursor, rule, grid, positions, noised=True)
+        noised = grid if stays is None else stays.grid
+        _, line.cursor = write_span(line.cursor, rule, noised, positions, noised=True)
     block, cursor = write_span(line.cursor, rule, grid, positions, levels=model.router.levels(rule.name, grid))
     flat = tokens.reshape(request.count if not rule.open else len(tokens), *tokens.shape[len(grid) :])
     if fed < len(flat):

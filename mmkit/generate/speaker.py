@@ -48,7 +48,7 @@ class Fed:
     stream: str
 
     def __len__(self) -> int:
-        return len(self.feed.tokens)
+        return self.feed.count
 
 
 Entering = tuple[Tensor | Fed, ...]

@@ -73,7 +73,8 @@ class Span:
     """Where one segment's tokens lie: ``start .. start + length``, after `lead` extra tokens of its head.
 
     `segment` and `stream` say whose they are; `target` whether a head learns them; `noised` whether this is the hidden
-    copy that later tokens do not see. `memory` spans lie in the cross-attention memory instead.
+    copy that later tokens do not see. `memory` spans lie in the cross-attention memory instead. `content` is the grid of
+    what the tokens stand for, where that is not their own (a head's learned queries).
     """
 
     doc: int
@@ -85,6 +86,12 @@ class Span:
     noised: bool = False
     lead: int = 0
     memory: bool = False
+    content: tuple[int, ...] | None = None
+
+    @property
+    def content_grid(self) -> tuple[int, ...]:
+        """The grid of the content that its tokens stand for."""
+        return self.grid if self.content is None else self.content
 
     @property
     def length(self) -> int:
@@ -99,7 +106,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Piece:
-    """One segment on its way in through one stream. `levels`: the lengths of its levels where it attends by level."""
+    """One segment on its way in through one stream.
+
+    `levels`: the lengths of its levels where it attends by level. `asked`: the grid of the tokens that a head reads in its
+    place, where that is another than its own.
+    """
 
     rule: StreamRule
     segment: int
@@ -107,6 +118,7 @@ class Piece:
     target: bool = False
     lead: int = 0
     levels: tuple[int, ...] = ()
+    asked: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -228,12 +240,11 @@ def lay_out(pieces: Sequence[Piece], positions: Positions, *, stop: int = -1) ->
             continue
         copies = (True, False) if rule.hidden and piece.target else (False,)
         for noised in copies:
-            lead = piece.lead if piece.target and noised == copies[0] else 0
-            block, cursor = write_span(
-                cursor, rule, piece.grid, positions, lead=lead, noised=noised, levels=piece.levels
-            )
             target = piece.target and noised == copies[0]
-            spans.append(Span(0, piece.segment, rule.index, size + lead, piece.grid, target, noised, lead))
+            lead = piece.lead if target else 0
+            grid, content = (piece.asked, piece.grid) if target and piece.asked is not None else (piece.grid, None)
+            block, cursor = write_span(cursor, rule, grid, positions, lead=lead, noised=noised, levels=piece.levels)
+            spans.append(Span(0, piece.segment, rule.index, size + lead, grid, target, noised, lead, content=content))
             blocks.append(block)
             size += len(block)
         if rule.end >= 0:
@@ -270,8 +281,7 @@ def join(documents: Sequence[Document], axes: int) -> Layout:
     start, memory_start = 0, 0
     for number, document in enumerate(documents):
         for s in document.spans:
-            place = s.start + (memory_start if s.memory else start)
-            spans.append(Span(number, s.segment, s.stream, place, s.grid, s.target, s.noised, s.lead, s.memory))
+            spans.append(replace(s, doc=number, start=s.start + (memory_start if s.memory else start)))
         marks += [Mark(m.place + start, m.id) for m in document.marks]
         choices += [Choice(c.place + start, c.id) for c in document.choices]
         start += len(document)

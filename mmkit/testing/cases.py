@@ -343,13 +343,17 @@ class HeadCase(PartCase):
         )
         return Targets(torch.cat([empty, *each]), tuple(lengths), tuple((n,) for n in lengths), streams, generators)
 
+    def read(self, part: Any, lengths: Sequence[int]) -> list[int]:
+        """How many tokens stand in the sequence for spans of these lengths."""
+        return [math.prod(part.grid((n,))) for n in lengths]
+
     def hidden(self, count: int, seed: int = 0) -> Tensor:
         """What a backbone might give at so many tokens."""
         return torch.randn(count, DIM, generator=torch.Generator(device="cpu").manual_seed(seed + 7), device="cpu")
 
     def inputs(self, part: Any, seed: int = 0) -> tuple[Targets, Tensor]:
         """Three spans, and hidden states for them."""
-        return self.spans(part, self.LENGTHS, seed), self.hidden(sum(self.LENGTHS), seed)
+        return self.spans(part, self.LENGTHS, seed), self.hidden(sum(self.read(part, self.LENGTHS)), seed)
 
     def drive(self, part: Any, inputs: Any) -> dict[str, Tensor]:
         """What is fed, and the weighted losses."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmkit.contracts.values import Feed, Prepared, Request
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.testing.cases import DIM, HeadCase
 from mmkit.testing.catalogue import Inapplicable, check, demand
-from mmkit.testing.standin import ask
+from mmkit.testing.standin import ask, given
 from mmkit.testing.surroundings import watched
 
 
@@ -61,11 +62,22 @@ def vocabularies_cover_streams_and_marks(case: HeadCase) -> None:
 
 @check("head")
 def what_is_prepared_has_its_shapes(case: HeadCase) -> None:
-    """One row of tokens, target and weight for each target token; the feed's tokens have the targets' shape and dtype."""
+    """One row of target and weight for each target token; the feed's tokens have the targets' shape and dtype, or its
+    queries one row for each token of `grid`."""
     targets, _ = case.inputs(case.part)
     found, count = _prepared(case), len(targets.tokens)
-    demand(found.feed.tokens.shape == targets.tokens.shape, "prepare", f"it feeds {tuple(found.feed.tokens.shape)}")
-    demand(found.feed.tokens.dtype == targets.tokens.dtype, "prepare", f"it feeds {found.feed.tokens.dtype}")
+    fed = found.feed.tokens
+    if found.feed.x_SD is not None:
+        wanted = (sum(case.read(case.part, case.LENGTHS)), DIM)
+        demand(fed is None, "feed.tokens", "it feeds queries and tokens at once")
+        demand(
+            tuple(found.feed.x_SD.shape) == wanted, "feed.x_SD", f"it is {tuple(found.feed.x_SD.shape)}, not {wanted}"
+        )
+    else:
+        demand(fed.shape == targets.tokens.shape, "prepare", f"it feeds {tuple(fed.shape)}")
+        demand(fed.dtype == targets.tokens.dtype, "prepare", f"it feeds {fed.dtype}")
+        same = case.read(case.part, case.LENGTHS) == list(case.LENGTHS)
+        demand(same, "grid", "it is another than its targets', and it feeds tokens")
     demand(len(found.target) == count, "prepare", f"its target has {len(found.target)} rows for {count} tokens")
     demand(tuple(found.weight_S.shape) == (count,), "prepare", f"its weights are {tuple(found.weight_S.shape)}")
     demand(found.weight_S.dtype == torch.float32, "prepare", f"its weights are {found.weight_S.dtype}, not float32")
@@ -82,8 +94,8 @@ def the_feed_is_as_declared(case: HeadCase) -> None:
     demand((feed.condition_SD is not None) == case.part.conditions, "conditions", "it and the feed do not agree")
     demand(feed.blank_S is None or feed.blank_D is not None, "prepare", "blank tokens have no `blank_D`")
     for name, wide in (
-        ("add_SD", len(feed.tokens)),
-        ("condition_SD", len(feed.tokens)),
+        ("add_SD", feed.count),
+        ("condition_SD", feed.count),
         ("lead_ND", len(case.LENGTHS)),
     ):
         x = getattr(feed, name)
@@ -124,9 +136,9 @@ def packed_spans_are_what_each_is_alone(case: HeadCase) -> None:
     targets, hidden = case.inputs(part)
     whole = part.prepare(targets)
     loss = part.loss(hidden, whole)
-    start = 0
-    for i, n in enumerate(case.LENGTHS):
-        at = slice(start, start + n)
+    start = first = 0
+    for i, (n, asked) in enumerate(zip(case.LENGTHS, case.read(part, case.LENGTHS), strict=True)):
+        at, read = slice(start, start + n), slice(first, first + asked)
         alone = part.prepare(case.spans(part, (n,), first=i))
         for name in ("target", "weight_S", "level_S"):
             mine, all_ = getattr(alone, name), getattr(whole, name)
@@ -137,14 +149,16 @@ def packed_spans_are_what_each_is_alone(case: HeadCase) -> None:
             if field.name == "blank_D":
                 continue
             mine, all_ = getattr(alone.feed, field.name), getattr(whole.feed, field.name)
-            where = slice(i, i + 1) if field.name == "lead_ND" else at
+            where = slice(i, i + 1) if field.name == "lead_ND" else read
             demand(
                 _near(mine, None if all_ is None else all_[where]),
                 f"feed.{field.name}",
                 f"span {i} is another one alone",
             )
-        demand(_near(part.loss(hidden[at], alone).value_S, loss.value_S[at]), "loss", f"span {i} is another one alone")
-        start += n
+        demand(
+            _near(part.loss(hidden[read], alone).value_S, loss.value_S[at]), "loss", f"span {i} is another one alone"
+        )
+        start, first = start + n, first + asked
 
 
 @check("head")
@@ -160,12 +174,16 @@ def no_span_costs_nothing(case: HeadCase) -> None:
 
 @check("head")
 def what_is_not_learned_gives_no_gradient(case: HeadCase) -> None:
-    """Hidden states get a gradient where the weight is above 0, and none elsewhere."""
+    """Hidden states get a gradient where the weight is above 0, and none elsewhere; of queries, all of a learned span's."""
     part = case.lively()
     targets, hidden = case.inputs(part)
     loss = part.loss(hidden.requires_grad_(), part.prepare(targets))
     (loss.value_S * loss.weight_S).sum().backward()
     learned = loss.weight_S > 0
+    if len(hidden) != len(learned):
+        spans = learned.split(list(case.LENGTHS))
+        read = case.read(part, case.LENGTHS)
+        learned = torch.cat([s.any().expand(n) for s, n in zip(spans, read, strict=True)])
     demand((hidden.grad[learned].abs().sum(-1) > 0).all(), "loss", "a learned token's hidden state gets no gradient")
     demand(not hidden.grad[~learned].any(), "loss", "a token of weight 0 gets a gradient")
 
@@ -175,7 +193,9 @@ def randomness_comes_from_the_targets_generators(case: HeadCase) -> None:
     """Noise and masks are drawn from the spans' own generators alone: the same ones give the same bits, in training, too."""
     part = case.lively().train()
     first = [_prepared(case, part) for _ in range(2)]
-    demand(torch.equal(first[0].feed.tokens, first[1].feed.tokens), "prepare", "the same generators give another feed")
+    fed = [p.feed.tokens if p.feed.x_SD is None else p.feed.x_SD for p in first]
+    demand(torch.equal(*fed), "prepare", "the same generators give another feed")
+    demand(torch.equal(first[0].target, first[1].target), "prepare", "the same generators give another target")
     demand(_near(first[0].level_S, first[1].level_S), "prepare", "the same generators give other levels")
     targets = case.inputs(part)[0]
     with watched("prepare", drawing=True):
@@ -202,14 +222,15 @@ WEIGHT = torch.linspace(0.1, 2, DIM, device="cpu")
 def advance(head: Any, state: Any) -> Any:
     """One iteration with hidden states that depend on what is fed."""
     feed = head.feed(state)
-    count = 1 if head.shift == -1 else state.request.count
+    count = 1 if head.shift == -1 else math.prod(head.grid(state.request.grid))
     hidden = torch.zeros(count, DIM)
     if feed is not None:
-        seen = feed.tokens.float().reshape(len(feed.tokens), -1).mean(-1)
+        fed = feed.tokens if feed.x_SD is None else feed.x_SD
+        seen = fed.float().reshape(len(fed), -1).mean(-1)
         if feed.blank_S is not None:
             seen = seen.masked_fill(feed.blank_S, -1.0)
         hidden = torch.sin(seen[-count:, None] * WEIGHT)
-    return head.step(state, head.predict(hidden))
+    return head.step(state, given(head, head.predict(hidden)))
 
 
 def closed(case: HeadCase) -> str:
@@ -323,7 +344,8 @@ def sampling_is_respected(case: HeadCase) -> None:
 @check("head")
 def a_span_of_one_token_is_learned_and_generated(case: HeadCase) -> None:
     """The smallest span there is has a finite loss, and can be generated."""
-    loss = case.part.loss(case.hidden(1), case.part.prepare(case.spans(case.part, (1,))))
+    hidden = case.hidden(sum(case.read(case.part, (1,))))
+    loss = case.part.loss(hidden, case.part.prepare(case.spans(case.part, (1,))))
     demand(loss.value_S.isfinite().all(), "loss", "that of one token is not finite")
     found, _ = generated(case, replace(ask(closed(case), (1, 1))))
     demand(tuple(found.shape[:2]) == (1, 1), "finish", f"the grid (1, 1) gives {tuple(found.shape)}")

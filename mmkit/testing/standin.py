@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from mmkit.contracts.head import Head
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.values import Feed, Request, Targets
+from mmkit.nn.guidance import FULL
 
 
 class StandIn(nn.Module):
@@ -40,6 +43,8 @@ class StandIn(nn.Module):
         return self.norm(self.layer(x, src_mask=causal))
 
     def _embed(self, feed: Feed) -> Tensor:
+        if feed.x_SD is not None:
+            return feed.x_SD
         x = self.enter(feed.tokens)
         if feed.blank_S is not None:
             x = torch.where(feed.blank_S[:, None], feed.blank_D, x)
@@ -64,7 +69,7 @@ def fit(
     """Trains head and stand-in to know one span ``[n, ...]``; gives the mean loss of the last ten steps too."""
     torch.manual_seed(seed)
     count = len(span)
-    model = StandIn(head, count, dim, span.shape[-1])
+    model = StandIn(head, max(count, math.prod(head.grid((count,)))), dim, span.shape[-1])
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generators = tuple(torch.Generator().manual_seed(i) for i in range(spans))
@@ -88,16 +93,21 @@ def fit(
 def write(model: StandIn, request: Request) -> Tensor:
     """Generates one span as the generator would, without a cache."""
     head = model.head
-    state, known = head.begin(request), torch.zeros(0, dtype=torch.long)
+    state, known, hidden = head.begin(request), torch.zeros(0, dtype=torch.long), torch.zeros(0)
     while not state.done:
         feed = head.feed(state)
         if head.shift == -1:
             known = known if feed is None else torch.cat([known, feed.tokens])
             hidden = model(Feed(known) if len(known) else None, 1)[0, -1:]
-        else:
+        elif feed is not None:
             hidden = model.read(model(feed, 1))
-        state = head.step(state, head.predict(hidden))
+        state = head.step(state, given(head, head.predict(hidden)))
     return head.finish(state)
+
+
+def given(head: Head, prediction: Tensor) -> Tensor | dict[str, Tensor]:
+    """An unguided prediction as the head's `step` takes it."""
+    return {FULL: prediction} if head.combines else prediction
 
 
 def ask(
