@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mmkit.checkpoint import load_part, open_run
-from mmkit.compose import load as load_recipe
 from mmkit.compose.recipe import Recipe
 from mmkit.compose.rendering import plain
 from mmkit.compose.wiring import seeded, wire
@@ -398,8 +397,7 @@ def load(path: str | Path, *, step: int | None = None, device: str | torch.devic
     Takes the averaged weights where the run kept them. Raises `CheckpointError` where there is none.
     """
     checkpoint = open_run(Path(path), step)
-    recipe = load_recipe(checkpoint.path / "recipe.yaml")
-    model = UnifiedModel(recipe)
+    model = UnifiedModel(checkpoint.compose())
     model.load_state_dict(checkpoint.weights())
     model.sizes = {name: tuple(size) for name, size in checkpoint.trainer.get("sizes", {}).items()}
     return model.to(device).eval()

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmkit import compose
 from mmkit.checkpoint.directory import checkpoints
+from mmkit.checkpoint.needs import require_newest
 from mmkit.compose.recipe import Recipe
 from mmkit.contracts.evaluation import Figure
 from mmkit.errors import CheckpointError, RecipeError
@@ -87,6 +88,7 @@ def _recipe(folder: Path) -> Recipe:
     try:
         return compose.load(folder / "recipe.yaml")
     except RecipeError as error:
+        require_newest(folder)
         raise CheckpointError(
             str(folder), f"its recipe does not compose with this mmkit: {error.problems[0]}",
             "compare it with the mmkit that trained it, or train it again",

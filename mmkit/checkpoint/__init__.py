@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmkit.checkpoint.directory import latest, lock
     from mmkit.checkpoint.disk import write_text
     from mmkit.checkpoint.manifest import verify
+    from mmkit.checkpoint.needs import require_newest, used
     from mmkit.checkpoint.reference import Reference, parse
     from mmkit.checkpoint.resume import capture_random, flatten_optimizers, restore_optimizers, restore_random
     from mmkit.checkpoint.state import Checkpoint, open_run, read, write
@@ -42,15 +43,17 @@ _WHERE = {
     "open_run": "mmkit.checkpoint.state",
     "parse": "mmkit.checkpoint.reference",
     "read": "mmkit.checkpoint.state",
+    "require_newest": "mmkit.checkpoint.needs",
     "restore_optimizers": "mmkit.checkpoint.resume",
     "restore_random": "mmkit.checkpoint.resume",
+    "used": "mmkit.checkpoint.needs",
     "verify": "mmkit.checkpoint.manifest",
     "write": "mmkit.checkpoint.state",
     "write_text": "mmkit.checkpoint.disk",
 }
 __all__ = [
     "Checkpoint", "Reference", "capture_random", "flatten_optimizers", "latest", "load_part", "lock", "open_run", "parse",
-    "read", "restore_optimizers", "restore_random", "verify", "write", "write_text",
+    "read", "require_newest", "restore_optimizers", "restore_random", "used", "verify", "write", "write_text",
 ]  # fmt: skip
 
 

@@ -8,9 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import sys
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkit import registry
-from mmkit.checkpoint import directory, tensors
+from mmkit.checkpoint import directory, needs, tensors
 from mmkit.checkpoint.disk import Folder, explained
 from mmkit.checkpoint.manifest import MANIFEST, Manifest, Plugin, read_bounded, step_of, verify
+from mmkit.compose.recipe import Recipe
 from mmkit.errors import CheckpointError
 
 
@@ -34,13 +32,15 @@ def write(
     optimizer: Mapping[str, Tensor] | None = None,
     trainer: dict[str, Any],
     recipe: str,
+    plugins: Mapping[str, Plugin] | None = None,
     keep: int,
     max_shard_size: int = tensors.MAX_SHARD_SIZE,
 ) -> Path:
     """Writes one checkpoint and prunes those beyond the newest `keep`. Durable when it returns.
 
     `model` has names that start with their part's path; `ema` holds those of them that are averaged; `optimizer` comes
-    from `flatten_optimizers`; `trainer` is anything that JSON gives back as it was; `recipe` is the resolved recipe.
+    from `flatten_optimizers`; `trainer` is anything that JSON gives back as it was; `recipe` is the resolved recipe, and
+    `plugins` what it needs installed (`needs.used`).
     Only the process that holds the run's `lock` should call this. Raises `CheckpointError`; earlier checkpoints are then
     as they were.
     """
@@ -60,7 +60,7 @@ def write(
 
     def describe(folder: Folder) -> Manifest:
         digest = hashlib.sha256(recipe.encode()).hexdigest()
-        return Manifest(step, digest, folder.files, _versions(), _plugins())
+        return Manifest(step, digest, folder.files, _versions(), dict(plugins or {}))
 
     path = directory.publish(run, step, fill, describe)
     directory.prune(run, step, keep)
@@ -88,16 +88,6 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _plugins() -> dict[str, Plugin]:
-    """The plugins in use. The module of a part or a kernel is imported when a recipe names it, and not before."""
-    used: dict[str, Plugin] = {}
-    known = registry.load()
-    for entry in (*known.entries.values(), *known.kernels.values()):
-        if entry.owner != "mmkit" and entry.target.partition(":")[0] in sys.modules:
-            used.setdefault(entry.owner, Plugin(entry.version, [])).parts.append(f"{entry.kind} {entry.name}")
-    return used
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint on disk, opened lazily: each call reads what it names and no more."""
@@ -114,6 +104,10 @@ class Checkpoint:
     def recipe(self) -> str:
         """The resolved recipe's text."""
         return self._read("recipe.yaml").decode()
+
+    def compose(self, overrides: Sequence[str] = ()) -> Recipe:
+        """That recipe, composed, with overrides. Raises `CheckpointError` that names a distribution to install."""
+        return needs.composed(self.path, self.manifest.plugins, overrides)
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -182,19 +176,10 @@ class Checkpoint:
 def read(path: Path) -> Checkpoint:
     """Opens a checkpoint whose files are all there. Their hashes are checked by `latest` and `verify`, not here.
 
-    Warns where it was written with a plugin that is not installed. Raises `CheckpointError`.
+    What it needs installed is checked by `compose`, not here. Raises `CheckpointError`.
     """
     path = Path(path)
-    manifest = verify(path, deep=False)
-    for name, plugin in manifest.plugins.items():
-        try:
-            importlib.metadata.version(name)
-        except (importlib.metadata.PackageNotFoundError, ValueError):
-            warnings.warn(
-                f"{path} was written with {name} {plugin.version} ({', '.join(plugin.parts)}), which is not installed",
-                stacklevel=2,
-            )
-    return Checkpoint(path, manifest)
+    return Checkpoint(path, verify(path, deep=False))
 
 
 def open_run(path: Path, step: int | None = None) -> Checkpoint:

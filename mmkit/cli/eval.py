@@ -28,7 +28,6 @@ def command(run: Path, overrides: tuple[str, ...], per_task: int, diagnose: bool
     What is judged is what its recipe's `evaluate` lists, which overrides may change.
     """
     from mmkit.checkpoint import open_run
-    from mmkit.compose import load
     from mmkit.demo import report_on, told
     from mmkit.evaluate.judging import tasks_of
 
@@ -37,7 +36,7 @@ def command(run: Path, overrides: tuple[str, ...], per_task: int, diagnose: bool
             raise click.UsageError(
                 f"{override!r} would change more than how {run} is judged: give `evaluate=[...]` or `evaluate.0.KEY=VALUE`"
             )
-    recipe = load(open_run(run).path / "recipe.yaml", overrides)
+    recipe = open_run(run).compose(overrides)
     tasks = tasks_of(recipe, diagnose=diagnose)
     evaluation, page = report_on(run, per_task, title=f"mmkit: {run.name}", quiet=quiet, tasks=tasks)
     if quiet:

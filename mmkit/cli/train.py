@@ -30,11 +30,18 @@ def command(
 
     The same command continues a run that was cut short, from its last checkpoint, to the same result.
     """
+    from mmkit.checkpoint import require_newest
     from mmkit.compose import load
+    from mmkit.errors import RecipeError
     from mmkit.train import train
 
-    loaded = load(recipe, overrides)
     run = run or Path("runs") / Path(recipe).stem
+    try:
+        loaded = load(recipe, overrides)
+    except RecipeError:
+        if not overwrite:
+            require_newest(run)  # a run that was begun knows which package its recipe now lacks
+        raise
     last = train(loaded, run, shared=shared, overwrite=overwrite, device=device, quiet=quiet)
     if not quiet:
         click.echo(f"done: {last}")

@@ -10,7 +10,7 @@ from mmkit.compose.document import POISON, Layer, Path_, short
 from mmkit.compose.extract import class_function, options_class
 from mmkit.compose.scalars import Refusal
 from mmkit.compose.typed import BAD, Typer, keyed_fields, required, shape
-from mmkit.compose.weights import Weights, options_kept
+from mmkit.compose.weights import Weights, distribution_kept, options_kept
 from mmkit.compose.words import nearest
 from mmkit.contracts.options import NonNegative, Spec
 from mmkit.errors import MmkitError, PluginError
@@ -133,7 +133,7 @@ class RecipeTyper(Typer):
         except PluginError as error:
             problem = error.problem
             if problem.rule == "part.unknown":
-                self.report((*path, "type"), *self._unknown_part(kind, name), "part.unknown")
+                self.report((*path, "type"), *self._unknown_part(kind, name, weights), "part.unknown")
             else:
                 self.report((*path, "type"), problem.fact, problem.remedy, problem.rule or "part.broken")
             return None
@@ -156,7 +156,7 @@ class RecipeTyper(Typer):
         except PluginError:
             return ()
 
-    def _unknown_part(self, kind: str, name: str) -> tuple[str, str]:
+    def _unknown_part(self, kind: str, name: str, weights: Weights | None) -> tuple[str, str]:
         known = self.registry.names(kind)
         near = nearest(name, known)
         elsewhere = [k for k, n in self.registry.entries if n == name]
@@ -165,6 +165,9 @@ class RecipeTyper(Typer):
         )
         hint = f"did you mean {near!r}? " if near else f"{name!r} is a {elsewhere[0]}. " if elsewhere else ""
         fact = f"no installed package provides {'an' if kind[0] in 'aeiou' else 'a'} {kind} named {short(name)!r}"
+        kept = distribution_kept(weights, kind, name.rpartition("/")[2]) if weights and weights.of_run else ""
+        if kept:
+            return f"{fact}; {short(weights.place)} was trained with {kept}", f'pip install "{kept}"'
         return fact, f"{hint}known: {', '.join(known) or 'none'}{broken}"
 
     def _common(self, value: dict[str, Any], kind: str, path: Path_) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from mmkit.compose.scalars import Refusal
 
 RECIPE = "recipe.yaml"
 """The resolved recipe a run keeps."""
+MANIFEST = "manifest.json"
+"""What a checkpoint of it says of itself."""
 
 _HUB = re.compile(r"hf://([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?((?:/[\w-][\w.-]*)*)", re.ASCII)
 _PART = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
@@ -85,6 +88,19 @@ def options_kept(weights: Weights, own: str) -> dict[str, Any] | Refusal:
             f"the run {short(weights.place)} has no part {part!r}", f"it has {', '.join(known)}", "weights.part"
         )
     return known[part]
+
+
+def distribution_kept(weights: Weights, kind: str, name: str) -> str:
+    """What pip must install for a part of a run (``mmkit-gate==1.0``), by the run's newest checkpoint; empty where none says."""
+    root = Path(weights.place).expanduser()
+    for path in (root / MANIFEST, *sorted(root.glob(f"checkpoints/*/{MANIFEST}"), reverse=True)):
+        try:
+            plugins = json.loads(path.read_text(encoding="utf-8"))["plugins"]
+            owners = [f"{n}=={p['version']}" for n, p in plugins.items() if f"{kind} {name}" in p["parts"]]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # it is not there, or damaged: whoever loads the weights says so
+        return owners[0] if owners else ""
+    return ""
 
 
 def _parts(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

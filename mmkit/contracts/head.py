@@ -79,7 +79,7 @@ class Head(Part, Generic[StateT]):
 
     @abstractmethod
     def predict(self, hidden_SD: Tensor) -> Tensor:
-        """Logits ``[S, V]`` or vectors ``[S, C]``."""
+        """Logits ``[S, V]``, vectors ``[S, C]``, or a condition ``[S, W]`` that `step` draws tokens from by itself."""
 
     @abstractmethod
     def loss(self, hidden_SD: Tensor, prepared: Prepared) -> TokenLoss:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmkit.checkpoint import open_run
-from mmkit.compose import load as load_recipe
 from mmkit.compose import spec
 from mmkit.compose.recipe import Judged, Recipe
 from mmkit.contracts.evaluation import Curve, Figure, Metric, Record, Subject, Task, Value
@@ -52,7 +51,7 @@ def subject_of(run: Path, per_task: int, *, seed: int = 0) -> Subject:
     Raises `CheckpointError` where there is no checkpoint, `DataError` where nothing is held out.
     """
     checkpoint = open_run(run)
-    recipe = load_recipe(checkpoint.path / "recipe.yaml")
+    recipe = checkpoint.compose()
     if recipe.model.backbone is None:
         model, tokenizers = None, {name: one.build() for name, one in recipe.model.tokenizers.items()}
         for name, tokenizer in tokenizers.items():

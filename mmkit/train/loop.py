@@ -268,7 +268,7 @@ class Loop:
         return checkpoint.write(
             self.run, self.step, model=self.state(), ema=self.ema,
             optimizer=checkpoint.flatten_optimizers(self.optimizers, self.trained.items()), trainer=trainer,
-            recipe=render(self.recipe), keep=self.options.keep,
+            recipe=render(self.recipe), plugins=checkpoint.used(self.recipe), keep=self.options.keep,
         )  # fmt: skip
 
     def _resume(self) -> None:

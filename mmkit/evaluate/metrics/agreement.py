@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mmkit.checkpoint import open_run
-from mmkit.compose import load as load_recipe
 from mmkit.contracts.evaluation import Metric, Record, Subject, Value
 from mmkit.contracts.head import Head
 from mmkit.contracts.options import Count
@@ -75,7 +74,7 @@ class Agreement(Metric):
     def scorer(self) -> UnifiedModel:
         """The run's model, frozen. Raises `CheckpointError` where there is none, `ContractError` where it does not caption."""
         path = Path(self.config.scorer)
-        model = load_recipe(open_run(path).path / "recipe.yaml").model
+        model = open_run(path).compose().model
         if model.backbone is None:
             raise ContractError(PLACE, f"{path} is of tokenizers alone", "name the run of a model that captions")
         with torch.random.fork_rng(devices=[]):
