@@ -42,6 +42,7 @@ FAULTS = {
     "Short": ("tokenizer", "the_codebook_size_or_width_is_measured", "the book has 64"),
     "Greyish": ("tokenizer", "decoding_gives_canonical_contents", "(16, 16) comes back as (15, 16)"),
     "Cropped": ("encoder", "the_features_grid_is_measured", "`grid` says (2, 2)"),
+    "Meddler": ("metric", "measuring_changes_nothing", "it changes a record"),
 }
 ALSO = {
     "Blind": ("backbone", "nothing_is_seen_that_the_mask_hides", "plan"),
@@ -60,6 +61,7 @@ class Faulty:
             register(kind, name, f"faulty:{name}")
         register("connector", "Gate", "faulty:Gate")
         register("connector", "Absent", "faulty:Absent")
+        register("modality", "Signal", "faulty:Signal")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def test_running_the_kit_touches_no_global_state(registry) -> None:
 
 
 def test_entries_are_found_by_package_kind_and_name(registry) -> None:
-    assert {e.name for e in entries("mmkit-faulty", registry=registry)} == {*FAULTS, "Gate", "Absent"}
+    assert {e.name for e in entries("mmkit-faulty", registry=registry)} == {*FAULTS, "Gate", "Absent", "Signal"}
     assert [e.name for e in entries("encoder/patch", "encoder", registry=registry)] == ["patch", "Cropped", "timm"]
     with pytest.raises(ValueError, match="no installed package of that name provides a component"):
         entries("mmkit-nothing", registry=registry)

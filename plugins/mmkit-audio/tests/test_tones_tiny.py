@@ -11,8 +11,7 @@ import mmkit
 from mmkit.cli import main
 from mmkit.compose import load
 from mmkit.contracts.segment import Segment
-from mmkit.evaluate import evaluate, subject_of
-from mmkit.evaluate.judging import tasks_of
+from mmkit.evaluate.judging import evaluate, subject_of, tasks_of
 from mmkit.train import train
 
 QUICK = (

@@ -32,7 +32,10 @@ class Tones(Source):
     the most tones, chosen by a hash of the caption, never appears in training; `held_out` yields those alone.
     """
 
-    examples = ({"samples": 8}, {"samples": 8, "modality": "audio-16k", "max_tones": 1, "seconds": 0.3})
+    examples = (
+        {"samples": 8},
+        {"samples": 8, "modality": "audio-16k", "max_tones": 1, "seconds": 0.3, "held_out": 0.3},
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
