@@ -43,7 +43,7 @@ def read(path: Path) -> tuple[Tensor, int]:
 
 def write(content: Tensor, rate: int, path: Path) -> None:
     """One channel ``[samples]`` in [-1, 1], in 16 bits; louder samples are clipped, as a loudspeaker would."""
-    scaled = (content.detach().cpu().double().clamp(-1, 1) * (2**15 - 1)).round()
+    scaled = (content.detach().cpu().double().nan_to_num().clamp(-1, 1) * (2**15 - 1)).round()
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, rate, len(scaled), "NONE", "not compressed"))
         file.writeframes(scaled.numpy().astype("<i2").tobytes())

@@ -16,7 +16,7 @@ from mmkit.train import train
 
 QUICK = (
     "train.steps=2", "train.batch_samples=4", "train.warmup=1", "train.reconstruction.steps=2",
-    "model.tokenizers.codec.base_dim=8", "model.tokenizers.codec.codebook_size=16",
+    "model.tokenizers.text={type: bytes}", "model.tokenizers.codec.base_dim=8", "model.tokenizers.codec.codebook_size=16",
 )  # fmt: skip
 
 
@@ -33,6 +33,12 @@ def test_it_is_judged_by_what_is_heard(run):
     assert {"right", "pitches", "timbres", "patterns", "count", "log_mel_distance"} <= figures["generate"].keys()
     assert {"right", "count"} <= figures["caption"].keys() and "log_mel_distance" not in figures["caption"]
     assert {"right", "si_sdr", "codebook_use"} <= figures["reconstruction"].keys()
+
+
+def test_the_report_plays_what_was_heard_and_what_was_generated(run):
+    main(["eval", str(run), "--per-task", "1", "evaluate=[held_out]"], standalone_mode=False)
+    # One sound that is captioned, and one that is generated.
+    assert (run / "report.html").read_text().count('<audio controls src="data:audio/wav;base64,') == 2
 
 
 def test_each_sample_is_what_it_is_alone(run):
@@ -66,7 +72,7 @@ def test_a_masked_head_swaps_in(tmp_path):
 
 
 def test_the_codec_trains_alone_and_keeps_its_bits(tmp_path):
-    train(load("codec-tiny", QUICK), tmp_path / "run", quiet=True)
+    train(load("codec-tiny", [o for o in QUICK if "text" not in o]), tmp_path / "run", quiet=True)
     first, second = (subject_of(tmp_path / "run", 1).tokenizers["codec"] for _ in range(2))
     sound = torch.rand(1600) - 0.5
     assert torch.equal(first.encode([sound])[0], second.encode([sound])[0])
