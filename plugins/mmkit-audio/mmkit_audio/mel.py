@@ -69,7 +69,7 @@ class Mel(Encoder):
                 "hop", f"frames of {config.n_fft} samples every {config.hop} leave samples unheard", "lower hop"
             )
         self._bands()
-        self.port = Port(config.modality, "features", config.patch * config.n_mels)
+        self.port = Port(config.modality, "features", config.patch * config.n_mels, axes=1)
 
     def _bands(self) -> None:
         """Raises `ContractError` on bands there are none of."""

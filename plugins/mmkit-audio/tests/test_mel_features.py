@@ -8,6 +8,8 @@ from mmkit_audio.spectra import log_mel, magnitudes, mel_filters, spectral_loss
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+from mmkit.connectors.mlp import MLP
+from mmkit.connectors.patchify import Patchify
 from mmkit.errors import ContractError
 
 
@@ -59,6 +61,20 @@ def test_a_ragged_end_is_followed_by_silence():
     padded = torch.cat([x, torch.zeros(280)])
     assert part.grid((1000,)) == part.grid((1280,)) == (4,)
     assert torch.equal(part([x])[0], part([padded])[0])
+
+
+@pytest.mark.parametrize("connector", [MLP, Patchify])
+def test_connectors_merge_neighbours_in_time(connector):
+    """One number, which folds height and width of pictures, folds the one axis there is here."""
+    part = Mel(Mel.Config())
+    merged = connector(
+        connector.Config(position="learned", max_grid=4, **{"merge" if connector is MLP else "size": 2}), part.port, 16
+    )
+    (features,) = part([noise(2560)])
+    folded = merged.fold(features)
+    assert merged.grid((8,)) == (4,) and torch.equal(folded, features.reshape(4, 320)) and merged.port.width == 320
+    assert torch.equal(merged.unfold(folded), features)
+    assert merged(folded, [(4,)]).shape == (4, 16)
 
 
 def test_one_sample_and_silence_are_finite():

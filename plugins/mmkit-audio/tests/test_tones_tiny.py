@@ -1,6 +1,7 @@
 """The recipes, as a user runs them: trained, evaluated, continued from files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ from mmkit_audio.waveform import Audio
 
 import mmkit
 from mmkit.cli import main
-from mmkit.compose import load
+from mmkit.compose import check, load, loads
 from mmkit.contracts.segment import Segment
 from mmkit.evaluate.judging import evaluate, subject_of, tasks_of
 from mmkit.train import train
 
+README = Path(__file__).parent.parent / "README.md"
 QUICK = (
     "train.steps=2", "train.batch_samples=4", "train.warmup=1", "train.reconstruction.steps=2",
     "model.tokenizers.text={type: bytes}", "model.tokenizers.codec.base_dim=8", "model.tokenizers.codec.codebook_size=16",
@@ -25,6 +27,11 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tones") / "run"
     train(load("tones-tiny", (*QUICK, "model.backbone.depth=1", "model.backbone.dim=32")), folder, quiet=True)
     return folder
+
+
+def test_the_recipe_of_the_readme_is_right():
+    (block,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    check(loads(block))
 
 
 def test_it_is_judged_by_what_is_heard(run):
