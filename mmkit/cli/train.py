@@ -47,5 +47,5 @@ def command(
         click.echo(f"done: {last}")
         if loaded.model.writer("image"):
             click.echo(f'try:  mmkit generate {run} "a red circle" --image')
-        elif loaded.model.writer("text"):
+        elif loaded.model.writer("text") and loaded.model.readers("image"):
             click.echo(f'try:  mmkit generate {run} picture.png "What is in the picture?"')

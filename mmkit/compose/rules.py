@@ -392,3 +392,15 @@ def _head_tied(case: Case) -> Iterator[Finding]:
             if connector is not None and connector.table is None:
                 fact = f"the connector of stream {stream!r} has no embedding table to tie to"
                 yield Finding(f"model.heads.{name}.tied", fact, "use connector `embed` there, or leave `tied` out")
+
+
+@_rule("reconstruction.images", BY_PORT)
+def _reconstruction_images(case: Case) -> Iterator[Finding]:
+    asked = [term for term in ("perceptual", "adversarial") if getattr(case.train.reconstruction, term)]
+    for name, tokenizer in case.parts.tokenizers.items():
+        # One with weights is only used, unless tokenizers are all there is.
+        learns = case.model.backbone is None or case.model.tokenizers[name].weights is None
+        if learns and tokenizer.port.trained_by_reconstruction and tokenizer.port.modality != "image":
+            for term in asked:
+                fact = f"it looks at pictures, and tokenizer {name!r} reconstructs {tokenizer.port.modality}"
+                yield Finding(f"train.reconstruction.{term}", fact, f"leave `{term}` out")

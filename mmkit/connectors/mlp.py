@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmkit.contracts.connector import Connector
 from mmkit.contracts.options import Count, Positive
 from mmkit.contracts.port import Port, Space
-from mmkit.nn.grid import AxisTables, SinCos, add_positions, fold_grid, folded, folded_port, unfold_grid
+from mmkit.nn.grid import AxisTables, SinCos, add_positions, fold_grid, fold_of, folded, folded_port, unfold_grid
 
 ACTIVATIONS = {
     "gelu": nn.GELU,
@@ -42,7 +42,8 @@ class MLP(Connector):
 
         Options:
             depth: linear layers; 1 is a single projection.
-            merge: neighbours merged along height and along width, so one token stands for ``merge * merge``.
+            merge: neighbours merged along height and along width, so one token stands for ``merge * merge``; along the only
+                axis of what has one (sound).
             activation: between the layers; ``gelu_tanh`` is the tanh approximation.
             hidden: width between the layers: ``backbone`` (LLaVA, InternVL), ``source`` (that of what enters, neighbours
                 included: Qwen2-VL), or a number.
@@ -68,8 +69,8 @@ class MLP(Connector):
 
     def __init__(self, config: Config, source: Port, dim: int) -> None:
         super().__init__()
-        self.merge = config.merge
-        self.port = folded_port(source, config.merge, "merge")
+        self.merge = fold_of(source, config.merge)
+        self.port = folded_port(source, self.merge, "merge")
         width = self.port.width
         hidden = {"backbone": dim, "source": width}.get(config.hidden, config.hidden)
         widths = [width, *[hidden] * (config.depth - 1), dim]
@@ -79,10 +80,15 @@ class MLP(Connector):
         self.activation = ACTIVATIONS[config.activation]()
         self.positions: AxisTables | SinCos | None = None
         if config.position != "none":
-            self.positions = SinCos(dim) if config.position == "sincos" else AxisTables(2, config.max_grid, dim)
+            self.positions = (
+                SinCos(dim) if config.position == "sincos" else AxisTables(source.axes, config.max_grid, dim)
+            )
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
-        """The grid with its last two axes divided by `merge`. Raises `ContractError` where it has no positions."""
+        """The grid with its last two axes, or its only one, divided by `merge`.
+
+        Raises `ContractError` where it has no positions.
+        """
         merged = folded(grid, self.merge, "merge")
         if self.positions is not None:
             self.positions.check(merged)
@@ -90,11 +96,11 @@ class MLP(Connector):
 
     def fold(self, x: Tensor) -> Tensor:
         """``[..., H, W, C]`` to ``[..., H/m, W/m, m*m*C]``."""
-        return fold_grid(x, self.merge, "merge") if self.merge > 1 else x
+        return fold_grid(x, self.merge, "merge") if self.merge != 1 else x
 
     def unfold(self, x: Tensor) -> Tensor:
         """``[..., H/m, W/m, m*m*C]`` to ``[..., H, W, C]``."""
-        return unfold_grid(x, self.merge) if self.merge > 1 else x
+        return unfold_grid(x, self.merge) if self.merge != 1 else x
 
     def forward(self, x: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
         """Folded vectors ``[S, m*m*C]`` to ``[S, D]``. With positions, `grids` must account for every token."""

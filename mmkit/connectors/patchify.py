@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmkit.contracts.connector import Connector
 from mmkit.contracts.options import Count, Positive
 from mmkit.contracts.port import Port, Space
-from mmkit.nn.grid import AxisTables, SinCos, add_positions, fold_grid, folded, folded_port, unfold_grid
+from mmkit.nn.grid import AxisTables, SinCos, add_positions, fold_grid, fold_of, folded, folded_port, unfold_grid
 
 
 class Patchify(Connector):
@@ -33,7 +33,8 @@ class Patchify(Connector):
         """Options of `patchify`.
 
         Options:
-            size: patch size: one number for height and width, or one per axis of the grid (``[1, 2, 2]`` for video latents).
+            size: patch size: one number for height and width (or for the only axis, of sound), or one per axis of the grid
+                (``[1, 2, 2]`` for video latents).
             position: what is added to the projected patches.
             max_grid: longest side, in patches, that ``learned`` positions and ``origin: centre`` are made for.
             origin: where ``sincos`` counts from: the ``corner``, or such that the middle of the grid is that of a `max_grid` table.
@@ -49,29 +50,31 @@ class Patchify(Connector):
     def __init__(self, config: Config, source: Port, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.port = folded_port(source, config.size, "size")
+        self.size = fold_of(source, config.size)
+        self.port = folded_port(source, self.size, "size")
         self.projection = nn.Linear(self.port.width, dim)
         self.positions: AxisTables | SinCos | None = None
         if config.position == "learned":
-            self.positions = AxisTables(2 if isinstance(config.size, int) else len(config.size), config.max_grid, dim)
+            axes = source.axes if isinstance(self.size, int) else len(self.size)
+            self.positions = AxisTables(axes, config.max_grid, dim)
         elif config.position == "sincos":
             centre = config.max_grid if config.origin == "centre" else None
             self.positions = SinCos(dim, centre_of=centre, scale=config.scale)
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The grid of patches. Raises `ContractError` where it does not divide, or has no positions."""
-        patches = folded(grid, self.config.size, "size")
+        patches = folded(grid, self.size, "size")
         if self.positions is not None:
             self.positions.check(patches)
         return patches
 
     def fold(self, x: Tensor) -> Tensor:
         """``[*grid, C]`` to ``[*(grid / size), prod(size) * C]``; codes, which only fit ``size: 1``, stay as they are."""
-        return x if self.port.space == "codes" else fold_grid(x, self.config.size)
+        return x if self.port.space == "codes" else fold_grid(x, self.size)
 
     def unfold(self, x: Tensor) -> Tensor:
         """``[*(grid / size), prod(size) * C]`` to ``[*grid, C]``."""
-        return x if self.port.space == "codes" else unfold_grid(x, self.config.size)
+        return x if self.port.space == "codes" else unfold_grid(x, self.size)
 
     def forward(self, x: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
         """Patches ``[S, prod(size) * C]`` to ``[S, D]``. With positions, `grids` must account for every patch."""

@@ -16,7 +16,7 @@ class Port:
     `modality` is the registered name, or ``*`` where any will do. `width` is the number of channels of a vector: of a
     latent or feature, or of the vector behind a code (0 where codes have none). `codebook_size` counts the codes of one
     book; `codebooks` how many codes stand at one position. `trained_by_reconstruction` is true for tokenizers that a
-    recipe of their own trains.
+    recipe of their own trains. `axes` counts those of the grid (images: 2; text and frames of sound: 1; video: 3).
     """
 
     modality: str
@@ -25,6 +25,7 @@ class Port:
     codebook_size: int | None = None
     codebooks: int = 1
     trained_by_reconstruction: bool = False
+    axes: int = 2
 
     def __str__(self) -> str:
         if self.space == "codes":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from torch import Tensor
 
+from mmkit import registry
 from mmkit.contracts.evaluation import Figure, Record
+from mmkit.contracts.modality import Modality
+from mmkit.evaluate.contents import targets
 from mmkit.evaluate.judging import WHOLE, Evaluation
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -24,6 +26,12 @@ FORMAT = 2
 SHOWN = 24
 KEPT = 8
 """Records of each group whose pictures `report.json` keeps, so that runs can be shown side by side."""
+PLAYED = {
+    ".png": "image/png", ".jpg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp", ".svg": "image/svg+xml",
+    ".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".ogg": "audio/ogg",
+}  # fmt: skip
+"""What browsers show or play of the files that modalities save, by their ending."""
+NOTHING = {"picture": "", "sound": "", "text": ""}
 FIGURES = ("tokens", "seconds", "lr", "step", "grad_norm", "elapsed", "peak_memory")
 """What a log line says besides losses."""
 
@@ -126,32 +134,36 @@ def _words(record: Record) -> dict[str, Any]:
 
 def _view(record: Record) -> dict[str, Any]:
     """What the page shows of a record: the inputs, what was generated, and what was wanted."""
-    inputs, wanted = [], []
-    for segment in record.sample.segments:
-        (wanted if segment.role == "target" else inputs).append(_shown(segment.content))
+    segments = record.sample.segments
+    inputs = [_shown(s.modality, s.content) for s in segments if s.role == "input"]
+    pairs = zip(targets(record), record.contents, strict=True)
     return {
         "inputs": inputs,
-        "generated": [_shown(c) for c in record.contents],
-        "wanted": [w for w in wanted if w["text"]],
+        "generated": [_shown(s.modality, content) for s, content in pairs],
+        "wanted": [{**NOTHING, "text": s.content} for s in targets(record) if isinstance(s.content, str) and s.content],
         "right": record.values.get(WHOLE),
         "wrong": [name for name, value in record.values.items() if value is False and name != WHOLE],
     }
 
 
-def _shown(content: Any) -> dict[str, str]:
-    if isinstance(content, Tensor) and content.ndim == 3:
-        return {"picture": picture(content), "text": ""}
-    return {"picture": "", "text": content if isinstance(content, str) else ""}
+def _shown(modality: str, content: Any) -> dict[str, str]:
+    """A text as it is; of another content the file that its modality saves, where that is a picture or sound."""
+    if content is None or isinstance(content, str):
+        return {**NOTHING, "text": content or ""}
+    kind = registry.load().find("modality", modality).load()()
+    if kind.suffix not in PLAYED:
+        return NOTHING
+    what = "picture" if PLAYED[kind.suffix].startswith("image/") else "sound"
+    return {**NOTHING, what: data_uri(kind, content)}
 
 
-def picture(image: Tensor) -> str:
-    """A data URI of an image ``[3, H, W]`` in [0, 1]."""
-    from PIL import Image
-
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def data_uri(modality: Modality, content: Any) -> str:
+    """The file that a modality of one of the endings `PLAYED` saves of a content, as an address that holds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"content{modality.suffix}"
+        modality.save(content, path)
+        data = base64.b64encode(path.read_bytes()).decode()
+    return f"data:{PLAYED[modality.suffix]};base64,{data}"
 
 
 def curve(points: Sequence[tuple[float, float]], width: int = 360, height: int = 140, x: str = "step") -> str:

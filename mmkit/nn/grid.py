@@ -18,7 +18,10 @@ from mmkit.contracts.port import Port
 from mmkit.errors import ContractError
 
 Fold = int | Sequence[int]
-"""Neighbours folded along each axis; one number folds height and width (the last two axes) and leaves others alone."""
+"""Neighbours folded along each axis; one number folds height and width (the last two axes) and leaves others alone.
+
+Of a source whose grid has one axis, one number folds that: see `fold_of`.
+"""
 
 
 def per_axis(fold: Fold, axes: int) -> tuple[int, ...]:
@@ -38,6 +41,11 @@ def per_axis(fold: Fold, axes: int) -> tuple[int, ...]:
 def neighbours(fold: Fold) -> int:
     """How many cells become one token."""
     return fold * fold if isinstance(fold, int) else math.prod(fold)
+
+
+def fold_of(source: Port, fold: Fold) -> Fold:
+    """A fold as the grid of a source takes it: one number is the fold of the only axis, where there is one."""
+    return (fold,) if isinstance(fold, int) and fold > 1 and source.axes == 1 else fold
 
 
 def folded_port(source: Port, fold: Fold, option: str) -> Port:

@@ -40,6 +40,8 @@ def the_features_grid_is_measured(case: EncoderCase) -> None:
         size = modality.size(content)
         grid = tuple(case.part.grid(size))
         demand(tuple(x.shape[:-1]) == grid, "grid", f"{size} gives {tuple(x.shape[:-1])}, and `grid` says {grid}")
+        axes = case.part.port.axes
+        demand(len(grid) == axes, "port", f"{size} gives a grid of {len(grid)} axes, and the port says {axes}")
 
 
 @check("encoder")

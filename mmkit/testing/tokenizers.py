@@ -73,6 +73,8 @@ def the_tokens_grid_is_measured(case: TokenizerCase) -> None:
         grid = tuple(case.part.grid(modality.size(content)))
         found = tuple(x.shape[: len(grid)])
         demand(found == grid, "grid", f"{modality.size(content)} gives {found}, and `grid` says {grid}")
+        axes = case.part.port.axes
+        demand(len(grid) == axes, "port", f"the grid {grid} has {len(grid)} axes, and the port says {axes}")
 
 
 @check("tokenizer")

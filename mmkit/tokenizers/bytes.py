@@ -36,7 +36,7 @@ class Bytes(Tokenizer):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.port = Port("text", "codes", codebook_size=256)
+        self.port = Port("text", "codes", codebook_size=256, axes=1)
 
     def encode(self, contents: Sequence[str]) -> list[Tensor]:
         """Codes ``[bytes]`` (int64, on the CPU). Raises `DataError` on half a surrogate pair."""

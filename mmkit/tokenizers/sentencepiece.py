@@ -74,7 +74,7 @@ class SentencePiece(Tokenizer):
             )  # fmt: skip
         self.register_buffer("proto", _as_tensor(proto))
         size = _parse(proto).vocab_size() if proto else config.vocab_size
-        self.port = Port("text", "codes", codebook_size=size)
+        self.port = Port("text", "codes", codebook_size=size, axes=1)
 
     @property
     def fitted(self) -> bool:

@@ -120,6 +120,22 @@ def test_a_modality_of_a_plugin_is_composed_with(tmp_path: Path) -> None:
     ]
 
 
+def test_only_tokenizers_of_images_are_trained_by_looking(tmp_path: Path) -> None:
+    installed = registries.load()
+    entries = {
+        ("modality", "sound"): Entry("modality", "sound", "standins:Sound", "tests", "1"),
+        ("tokenizer", "codec"): Entry("tokenizer", "codec", "standins:Codec", "tests", "1"),
+    }
+    registry = Registry({**installed.entries, **entries})
+    text = "model:\n  tokenizers:\n    c: {type: codec}\ntrain:\n  reconstruction:\n    adversarial: 0.1\n"
+    assert found(tmp_path, text, registry=registry) == [(6, "reconstruction.images")]
+    assert found(tmp_path, text.replace("adversarial", "l2"), registry=registry) == []
+    assert (
+        found(tmp_path, text.replace("{type: codec}", "{type: kl_vae, channels: 4, stride: 4}"), registry=registry)
+        == []
+    )
+
+
 def test_a_recipe_cannot_import_what_is_not_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that would be modules, classes or files stay names."""
     (tmp_path / "trap_for_tests.py").write_text("raise SystemExit('imported')")

@@ -6,9 +6,13 @@ import json
 
 import pytest
 import tiny
+import torch
 
+from mmkit.contracts.evaluation import Record
+from mmkit.contracts.segment import Sample, Segment
 from mmkit.demo import report_on
 from mmkit.evaluate import report as reports
+from mmkit.evaluate.judging import Evaluation
 from mmkit.train import train
 
 
@@ -52,3 +56,17 @@ def test_each_record_has_its_verdict_and_the_first_ones_are_shown(said):
     )
     drawn = next(r["view"] for r in said["records"] if r["task"] == "generate")
     assert drawn["generated"][0]["picture"].startswith("data:image/png;base64,")
+
+
+def test_a_content_is_shown_as_the_file_that_its_modality_saves():
+    clip = torch.rand(3, 3, 8, 8)
+    sample = Sample(
+        "s", (Segment("text", "a clip"), Segment("video", clip, "target"), Segment("text", "b", "target")), "t"
+    )
+    said = reports.Report("r", "", Evaluation((Record("t", sample, (clip, "c")),), {"t": {}}), ())
+    (view,) = (record["view"] for record in said.as_json()["records"])
+    assert [item["text"] for item in view["inputs"]] == ["a clip"] and [item["text"] for item in view["wanted"]] == [
+        "b"
+    ]
+    assert view["generated"][0]["picture"].startswith("data:image/gif;base64,") and view["generated"][1]["text"] == "c"
+    assert view["generated"][0]["picture"] in said.as_html()

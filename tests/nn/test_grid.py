@@ -15,6 +15,7 @@ from mmkit.errors import ContractError
 from mmkit.nn.grid import (
     AxisTables,
     fold_grid,
+    fold_of,
     folded,
     folded_port,
     neighbours,
@@ -74,6 +75,16 @@ def test_a_grid_that_does_not_divide_names_grid_size_and_remedy(grid, fold, word
     with pytest.raises(ContractError) as caught:
         folded(grid, fold, "merge")
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_one_number_folds_the_only_axis_of_a_source_that_has_one() -> None:
+    sound, image = Port("sound", "features", 4, axes=1), Port("image", "features", 4)
+    assert (
+        fold_of(sound, 3) == (3,) and fold_of(sound, 1) == 1 and fold_of(sound, [2]) == [2] and fold_of(image, 3) == 3
+    )
+    assert folded_port(sound, fold_of(sound, 3), "size").width == 12
+    x = torch.arange(24.0).view(6, 4)
+    assert torch.equal(fold_grid(x, fold_of(sound, 3)), x.view(2, 12))
 
 
 def test_folded_port() -> None:

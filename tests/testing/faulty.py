@@ -9,7 +9,10 @@ from torch import nn
 
 from mmkit.backbones.dense import Dense
 from mmkit.contracts.connector import Connector
+from mmkit.contracts.evaluation import Metric
+from mmkit.contracts.modality import Modality
 from mmkit.encoders.patch import Patch
+from mmkit.errors import DataError
 from mmkit.heads.ar import AR
 from mmkit.heads.flow import Flow
 from mmkit.heads.masked import Masked
@@ -258,3 +261,51 @@ class Secretive(Euler):
     def step(self, state, prediction):
         after = super().step(state, prediction)
         return replace(after, x_SC=after.x_SC + 0.1 * torch.randn(after.x_SC.shape, generator=state.generator))
+
+
+class Signal(Modality):
+    """Sound: a modality of the package's own."""
+
+    suffix = ".txt"
+
+    def accepts(self, value):
+        return False
+
+    def coerce(self, value):
+        if not isinstance(value, torch.Tensor):
+            raise DataError("Signal", "it is no tensor")
+        return value
+
+    def size(self, content):
+        return tuple(content.shape)
+
+    def empty(self, content):
+        return None
+
+    def save(self, content, path):
+        path.write_text(str(content))
+
+    @staticmethod
+    def examples(seed):
+        return [torch.arange(1.0, 4.0) + seed] * 3
+
+
+class Meddler(Metric):
+    """Measures contents of that modality alone, and doubles them on the way."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """It has no options."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def why_not(self, records):
+        return "" if self._signals(records[0]) else "no signals"
+
+    def each(self, records, subject):
+        return [{"loud": bool(self._signals(record)[0].mul_(2).sum())} for record in records]
+
+    def _signals(self, record):
+        wanted = [s for s in record.sample.segments if s.role == "target"]
+        return [c for s, c in zip(wanted, record.contents, strict=True) if s.modality == "Signal"]

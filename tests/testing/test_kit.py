@@ -47,6 +47,7 @@ FAULTS = {
     "Counting": ("sampler", "spans_at_any_levels_go_side_by_side", "depends on what is sampled beside it"),
     "Dice": ("sampler", "noise_comes_from_the_generator", "torch's default generator"),
     "Secretive": ("sampler", "noise_comes_from_the_generator", "stochastic: flow: it is False"),
+    "Meddler": ("metric", "measuring_changes_nothing", "it changes a record"),
 }
 ALSO = {
     "Blind": ("backbone", "nothing_is_seen_that_the_mask_hides", "plan"),
@@ -67,6 +68,7 @@ class Faulty:
             register(kind, name, f"faulty:{name}")
         register("connector", "Gate", "faulty:Gate")
         register("connector", "Absent", "faulty:Absent")
+        register("modality", "Signal", "faulty:Signal")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def test_running_the_kit_touches_no_global_state(registry) -> None:
 
 
 def test_entries_are_found_by_package_kind_and_name(registry) -> None:
-    assert {e.name for e in entries("mmkit-faulty", registry=registry)} == {*FAULTS, "Gate", "Absent"}
+    assert {e.name for e in entries("mmkit-faulty", registry=registry)} == {*FAULTS, "Gate", "Absent", "Signal"}
     assert [e.name for e in entries("encoder/patch", "encoder", registry=registry)] == ["patch", "Cropped", "timm"]
     with pytest.raises(ValueError, match="no installed package of that name provides a component"):
         entries("mmkit-nothing", registry=registry)
