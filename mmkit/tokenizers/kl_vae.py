@@ -5,9 +5,8 @@ Shape suffixes: C latent channels, H and W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import torch
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 
 from mmkit.contracts.options import Count, NonNegative, Positive
 from mmkit.contracts.port import Port
-from mmkit.contracts.tokenizer import Tokenizer
 from mmkit.contracts.values import Reconstruction
-from mmkit.errors import ContractError, DataError
 from mmkit.nn.autoencoder import Autoencoder
 from mmkit.nn.convolution import Pyramid, image_grid, pointwise
+from mmkit.nn.standardized import Standardized
 
 
-class KLVAE(Tokenizer):
+class KLVAE(Standardized):
     """The KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752).
 
     `encode` gives the posterior's mean, in training mode too, so that an image always has the same latents; only
@@ -67,7 +65,7 @@ class KLVAE(Tokenizer):
         scale: Positive | tuple[Positive, ...] | None = None
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config.channels, config.shift, config.scale)
         channels = config.channels
         pyramid = Pyramid.plan(
             config.stride,
@@ -85,10 +83,6 @@ class KLVAE(Tokenizer):
             pointwise(channels, channels) if convolves else nn.Identity(),
         )
         self.kl = config.kl
-        self.given = config.shift is not None or config.scale is not None
-        self.register_buffer("shift", _per_channel("shift", config.shift, 0.0, channels))
-        self.register_buffer("scale", _per_channel("scale", config.scale, 1.0, channels))
-        self.register_buffer("measured", torch.tensor(self.given))
         self.port = Port("image", "latents", width=channels, trained_by_reconstruction=True)
 
     @property
@@ -107,14 +101,13 @@ class KLVAE(Tokenizer):
         pairs = [both_HWC.chunk(2, dim=-1) for both_HWC in maps]
         return [(mean_HWC, log_variance_HWC.clamp(-30, 20)) for mean_HWC, log_variance_HWC in pairs]
 
-    def encode(self, contents: Sequence[Tensor]) -> list[Tensor]:
-        """Images ``[3, H, W]`` in [0, 1] to latents ``[H / stride, W / stride, C]``."""
-        return [(mean_HWC - self.shift) * self.scale for mean_HWC, _ in self.moments(contents)]
+    def raw(self, contents: Sequence[Tensor]) -> list[Tensor]:
+        """Images ``[3, H, W]`` in [0, 1] to their posteriors' means ``[H / stride, W / stride, C]``."""
+        return [mean_HWC for mean_HWC, _ in self.moments(contents)]
 
     def decode(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Latents to float32 images, clamped to [0, 1]."""
-        raw = [z_HWC.to(self.scale.device) / self.scale + self.shift for z_HWC in tokens]
-        return [image.clamp(0, 1) for image in self.autoencoder.decode(raw)]
+        return [image.clamp(0, 1) for image in self.autoencoder.decode(self.unstandardized(tokens))]
 
     def reconstruct(self, contents: Sequence[Tensor]) -> Reconstruction:
         """Images back from a sample of their posterior (in eval mode: from its mean), not clamped.
@@ -131,47 +124,3 @@ class KLVAE(Tokenizer):
             values = torch.cat([mean.flatten() for mean, _ in moments])
             figures = {"kl": (divergence / values.numel()).item(), "latent_std": values.std().item()}
         return Reconstruction(self.autoencoder.decode(samples), {"kl": self.kl * divergence / pixels}, figures)
-
-    @property
-    def fitted(self) -> bool:
-        """False while `shift` and `scale` are neither given nor measured."""
-        return self.given or bool(self.measured)
-
-    @torch.no_grad()
-    def fit(self, contents: Iterable[Tensor]) -> None:
-        """Measures `shift` and `scale` so that these images' latents have mean 0 and variance 1 in every channel.
-
-        To be called after the autoencoder is trained. Does nothing where they are given as options. Raises `DataError`
-        without images.
-        """
-        if self.given:
-            return
-        count, total, squares = 0, 0.0, 0.0
-        for batch in _batches(contents, 16):
-            values_NC = torch.cat([mean_HWC.flatten(0, 1).double() for mean_HWC, _ in self.moments(batch)])
-            count += len(values_NC)
-            total = total + values_NC.sum(0)
-            squares = squares + values_NC.square().sum(0)
-        if not count:
-            raise DataError("KLVAE", "there are no images to measure latents on", "give at least one")
-        mean_C = total / count
-        variance_C = (squares / count - mean_C.square()).clamp_min(1e-10)
-        self.shift.copy_(mean_C)
-        self.scale.copy_(variance_C.rsqrt())
-        self.measured.fill_(True)
-
-
-def _per_channel(option: str, value: float | tuple[float, ...] | None, default: float, channels: int) -> Tensor:
-    if isinstance(value, tuple):
-        if len(value) != channels:
-            raise ContractError(
-                option, f"{len(value)} values for {channels} channels", "give one for each, or one for all"
-            )
-        return torch.tensor(value, dtype=torch.float32)
-    return torch.full((channels,), default if value is None else value, dtype=torch.float32)
-
-
-def _batches(contents: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    rest = iter(contents)
-    while batch := list(islice(rest, size)):
-        yield batch
