@@ -1,4 +1,4 @@
-"""What a run of the `cifar10` recipe draws and says, judged by a classifier that was trained elsewhere.
+"""What a run of the `cifar10` recipe, or one like it, draws and says, judged by a classifier that was trained elsewhere.
 
 python benchmarks/cifar_judge.py runs/cifar10 --data ../shared/data --picture docs/pictures/cifar10.png
 
@@ -127,7 +127,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--per-class", type=int, default=100)
-    parser.add_argument("--captions", type=int, default=50, help="photographs of each class that are captioned")
+    parser.add_argument(
+        "--captions", type=int, default=50, help="photographs of each class that are captioned; 0 for none"
+    )
     parser.add_argument("--scale", type=float, help="guidance; the recipe's where not given")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
@@ -155,6 +157,8 @@ def main() -> None:
     if args.picture:
         args.picture.parent.mkdir(parents=True, exist_ok=True)
         sheet(drawn, seen.tolist(), args.per_class).save(args.picture, optimize=True)
+    if not args.captions:
+        return
     test, labels = photographs(args.data / "cifar10_jpeg" / "test_200_per_class.zip", args.captions)
     said = captions(model, list(test))
     right = sum(a == f"a photo of a {CLASSES[b]}" for a, b in zip(said, labels, strict=True))

@@ -160,11 +160,11 @@ class UnifiedModel(nn.Module):
     def _tokenize(self, source: str, contents: Sequence[Any]) -> list[Tensor]:
         tokenizer: Tokenizer = self.tokenizers[source]
 
-        def compute() -> list[Tensor]:
+        def compute(contents: Sequence[Any]) -> list[Tensor]:
             return tokenizer.encode([self._to_device(c) for c in contents])
 
         if self.store is None:
-            return compute()
+            return compute(contents)
         return self.store.encode(tokenizer, self._options[source], contents, self.device, compute)
 
     @_by_its_kernels

@@ -2,7 +2,8 @@
 
 One file of SQLite for each tokenizer and kind of machine, named by a digest of both. A row is one call of `encode`: all
 contents of a batch together, since what stands beside a picture may change the last bits of its latents (a convolution
-over one picture takes another path than over two). So what is found is what would be computed, bit for bit.
+over one picture takes another path than over two). Of a tokenizer that takes them one after another (`separable`), a row is
+one content, found again in whatever batch it comes next. So what is found is what would be computed, bit for bit.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Store:
 
     def encode(
         self, tokenizer: Tokenizer, options: str, contents: Sequence[Any], device: torch.device,
-        compute: Callable[[], list[Tensor]],
+        compute: Callable[[Sequence[Any]], list[Tensor]],
     ) -> list[Tensor]:  # fmt: skip
         """The tokens of contents, on a device: as they were kept, or as `compute` gives them, and then they are kept.
 
@@ -54,17 +55,24 @@ class Store:
             options: how it was built; with its weights, what makes it the tokenizer it is.
             contents: what is to be encoded.
             device: where it is.
-            compute: calls `tokenizer.encode`.
+            compute: `tokenizer.encode`, on that device.
         """
         if not tokenizer.keepable or tokenizer.training or not all(isinstance(c, Tensor) for c in contents):
-            return compute()
+            return compute(contents)
         name = _digest(f"{self._weights(tokenizer)} {options} {_machine(device)}".encode()).hex()
         if name not in self._shelves:
             self._shelves[name] = _Shelf(self.folder / f"{name}.sqlite")
-        shelf, key = self._shelves[name], _key(contents)
+        rows = [[content] for content in contents] if tokenizer.separable else [contents]
+        return [tokens for row in rows for tokens in self._row(self._shelves[name], row, device, compute)]
+
+    def _row(
+        self, shelf: _Shelf, contents: Sequence[Any], device: torch.device,
+        compute: Callable[[Sequence[Any]], list[Tensor]],
+    ) -> list[Tensor]:  # fmt: skip
+        key = _key(contents)
         if (kept := shelf.get(key)) is not None:
             return [tokens.to(device) for tokens in unpacked(kept)]
-        computed = compute()
+        computed = compute(contents)
         shelf.put(key, packed(computed))
         return computed
 

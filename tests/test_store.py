@@ -48,8 +48,18 @@ class Drawing(Double):
     keepable = Tokenizer.keepable
 
 
+class Separate(Double):
+    """One that takes its contents one after another, and tells how many it was given."""
+
+    separable = True
+
+    def encode(self, contents):
+        self.asked += len(contents) - 1
+        return super().encode(contents)
+
+
 def ask(store: Store, tokenizer: Tokenizer, contents, options: str = "") -> list[torch.Tensor]:
-    return store.encode(tokenizer, options, contents, CPU, lambda: tokenizer.encode(contents))
+    return store.encode(tokenizer, options, contents, CPU, tokenizer.encode)
 
 
 def pictures(seed: int, count: int = 3) -> list[torch.Tensor]:
@@ -82,6 +92,17 @@ def test_anything_else_is_asked_for(tmp_path):
         assert tokenizer.asked == 1 and torch.equal(given[0], contents[0] * tokenizer.weight)
 
 
+def test_separable_contents_are_found_in_any_batch(tmp_path):
+    first, second, base = Separate(), Separate(), pictures(0)
+    ask(Store(tmp_path), first, base)
+    assert first.asked == 3
+    given = ask(Store(tmp_path), second, [*base[::-1], *pictures(1, 1), base[0]])
+    assert second.asked == 1
+    expected = [p * 2 for p in (*base[::-1], *pictures(1, 1), base[0])]
+    assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
+    assert ask(Store(tmp_path), second, []) == []
+
+
 def test_another_device_precision_or_number_of_threads_is_asked_for(tmp_path, monkeypatch):
     store, tokenizer = Store(tmp_path), Double()
     ask(store, tokenizer, pictures(0))
@@ -112,7 +133,7 @@ def test_one_that_draws_one_in_training_and_other_contents_are_never_kept(tmp_pa
     for _ in range(2):
         ask(Store(tmp_path), drawing, pictures(0))
         ask(Store(tmp_path), training, pictures(0))
-        Store(tmp_path).encode(texts, "", ["text"], CPU, lambda: texts.encode([torch.ones(1)]))
+        Store(tmp_path).encode(texts, "", ["text"], CPU, lambda _: texts.encode([torch.ones(1)]))
     assert (drawing.asked, training.asked, texts.asked) == (2, 2, 2) and not list(tmp_path.iterdir())
 
 

@@ -28,6 +28,11 @@ class Tokenizer(Part):
     between calls), and takes longer than reading it from a disk. Then arms that have it in common may keep it there.
     """
 
+    separable: ClassVar[bool] = False
+    """True where a content's tokens are the same to the last bit whatever stands beside it, as of a network that `encode` runs
+    on one content after another. Then each is kept by itself, and a run finds its own again from the second epoch on.
+    """
+
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The grid of codes or latents for a content of this size; not asked of open modalities (text).
 

@@ -193,7 +193,10 @@ def latents_are_in_the_scale_of_noise(case: TokenizerCase) -> None:
 
 @check("tokenizer")
 def keeping_its_tokens_is_safe(case: TokenizerCase) -> None:
-    """A `keepable` tokenizer gives the same tokens whatever torch's generator says and whatever it encoded before."""
+    """A `keepable` tokenizer gives the same tokens whatever torch's generator says and whatever it encoded before.
+
+    A `separable` one gives each content the same to the last bit, alone or beside others.
+    """
     if not case.cls.keepable:
         raise Inapplicable("it does not say that it is keepable")
     torch_state = torch.random.get_rng_state()
@@ -203,6 +206,10 @@ def keeping_its_tokens_is_safe(case: TokenizerCase) -> None:
     demand(
         all(map(torch.equal, first, _tokens(case))), "encode", "it is keepable, and gives other tokens the second time"
     )
+    if case.cls.separable:
+        with torch.no_grad():
+            alone = [case.part.encode([content])[0] for content in case.inputs(case.part)]
+        demand(all(map(torch.equal, first, alone)), "encode", "it is separable, and what stands beside changes bits")
 
 
 @check("tokenizer")

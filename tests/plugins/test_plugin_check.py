@@ -233,6 +233,21 @@ def test_recipes_and_commands(site: Site) -> None:
     assert wrong["it is a click command"] == "it is a function"
 
 
+def test_weights_that_are_not_on_this_machine_are_no_mistake_of_a_recipe(site: Site) -> None:
+    part = "{type: kl_vae, channels: 4, stride: 4, frozen: true, weights: nowhere/file.safetensors"
+    for name, rest in (("right", "}"), ("wrong", ", strides: 4}")):
+        recipe = f"model: {{tokenizers: {{pixels: {part}{rest}}}}}\ndata: [{{type: shapes}}]\ntrain: {{steps: 1}}\n"
+        module = f"{name}_kit"
+        site.add(
+            f"{name}-kit",
+            {f"recipe.{name}-tiny": module},
+            {f"{module}/__init__.py": "", f"{module}/{name}-tiny.yaml": recipe},
+        )
+    site.read()
+    assert not failed("right-kit")
+    assert "strides" in failed("wrong-kit")["the recipe has no mistake"]
+
+
 def test_options_that_only_an_import_tells(site: Site) -> None:
     text = SOURCE.replace(
         "@dataclass(frozen=True, kw_only=True)\n        class Config:", "Config = make_dataclass('C', []) #"

@@ -1,0 +1,1 @@
+"""The tiny autoencoders of github.com/madebyollin/taesd as tokenizers of mmkit."""
