@@ -90,14 +90,15 @@ class Typer(ABC):
         if dataclasses.is_dataclass(hint):
             return self.dataclass(value, hint, path)
         args = get_args(hint)
-        if not args:
+        if not args and hint is not Any:
             return value
-        out = {k: self.value(v, args[1], (*path, k)) for k, v in value.items() if not self._taken_away(v, (*path, k))}
+        inner = args[1] if args else Any
+        out = {k: self.value(v, inner, (*path, k)) for k, v in value.items() if not self._taken_away(v, (*path, k))}
         return BAD if any(v is BAD for v in out.values()) else out
 
     def _list(self, value: Iterable[Any], hint: Any, path: Path_) -> Any:
         values, args = list(value), get_args(hint)
-        origin = get_origin(hint) or hint
+        origin = list if hint is Any else get_origin(hint) or hint
         if not args:
             members: list[Any] = [Any] * len(values)
         elif origin is tuple and args[-1] is not Ellipsis:

@@ -26,6 +26,13 @@ def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, atol=1e-4, rtol=1e-4)
 
 
+def _nudged(x_TD: torch.Tensor, where: int | torch.Tensor) -> torch.Tensor:
+    """The same embeddings, moved where said; by another amount in each channel, since a layer norm takes a common one away."""
+    moved = x_TD.clone()
+    moved[where] += torch.linspace(-1.0, 2.0, x_TD.shape[-1])
+    return moved
+
+
 def _inline(case: BackboneCase) -> tuple[Any, Packed]:
     """The three documents without memory."""
     layout, packed = mixed(case.part)
@@ -76,8 +83,7 @@ def nothing_is_seen_that_the_mask_hides(case: BackboneCase) -> None:
         reach = (reach.float() @ reach.float()) > 0
     before = case.part(packed).x_TD
     for token in range(0, len(see), 3):
-        x_TD = packed.x_TD.clone()
-        x_TD[token] += 1.0
+        x_TD = _nudged(packed.x_TD, token)
         moved = ((case.part(replace(packed, x_TD=x_TD)).x_TD - before).abs().amax(-1) > 1e-4) & ~reach[:, token]
         demand(not moved.any(), "forward", f"token {int(moved.nonzero()[0]) if moved.any() else 0} changes with token {token}, "
                "which it may not see: attend through `mmkit.kernels.attention.attend` with `packed.plan`")  # fmt: skip
@@ -89,8 +95,7 @@ def tokens_see_what_they_may(case: BackboneCase) -> None:
     """Changing the first token of a document changes the last one of it, which sees it."""
     layout, packed = _inline(case)
     where = np.flatnonzero(layout.doc == 2)
-    x_TD = packed.x_TD.clone()
-    x_TD[where[0]] += 1.0
+    x_TD = _nudged(packed.x_TD, int(where[0]))
     change = (case.part(replace(packed, x_TD=x_TD)).x_TD - case.part(packed).x_TD).abs().amax(-1)
     demand(change[where[-1]] > 1e-6, "forward", "a token does not depend on the ones before it")
 
@@ -206,7 +211,7 @@ def memory_is_read_where_it_is_declared(case: BackboneCase) -> None:
     plans = ((("memory", (2, 2)), ("text", (3,))), (("memory", (3,)), ("text", (4,))))
     layout, packed = mixed(case.part, plans)
     first = torch.from_numpy(layout.memory_doc == 0)
-    x_SD = torch.where(first[:, None], packed.memory.x_TD + 1, packed.memory.x_TD)
+    x_SD = _nudged(packed.memory.x_TD, first)
     change = (
         (case.part(replace(packed, memory=replace(packed.memory, x_TD=x_SD))).x_TD - case.part(packed).x_TD)
         .abs()
