@@ -47,10 +47,12 @@ class Tiles:
 
 TABLE: dict[tuple[int, int], Tiles] = {
     # (compute capability, head width). No search at run time: each is compiled and looked at in the tests.
+    (100, 64): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
+    (100, 128): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
     (90, 64): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
     (90, 128): Tiles(Tile(128, 128, 8, 2), Tile(32, 128, 8, 2), Tile(128, 64, 8, 2)),
-    (80, 64): Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    (80, 128): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    (80, 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
+    (80, 128): Tiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
 }
 INTERPRETED = Tiles(Tile(128, 64, 1, 1), Tile(64, 128, 1, 1), Tile(128, 64, 1, 1))
 """The interpreter runs a tile at a time in numpy: few large ones."""
