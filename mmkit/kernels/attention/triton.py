@@ -1,0 +1,180 @@
+"""Span-masked attention in Triton: the operators around `triton_kernels`, and what each runs with.
+
+Shape suffixes: Q queries, S keys, N query heads, K key heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mmkit.kernels.attention import triton_kernels as kernels
+from mmkit.kernels.attention.intervals import BLOCK, Intervals
+
+WIDTHS = (64, 128)
+"""Head widths there are kernels for; a narrower head is padded."""
+DTYPES = (torch.float16, torch.bfloat16)
+"""What there are tiles for. With float32 every tile tried spills its registers: float32 is proved in the interpreter only."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys of a kernel's tile, and how it is compiled."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What the three kernels run with."""
+
+    forward: Tile
+    keys: Tile
+    queries: Tile
+
+
+TABLE: dict[tuple[int, int], Tiles] = {
+    # (compute capability, head width). No search at run time: each is compiled and looked at in the tests.
+    (100, 64): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
+    (100, 128): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (90, 64): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
+    (90, 128): Tiles(Tile(128, 128, 8, 2), Tile(32, 128, 8, 2), Tile(128, 64, 8, 2)),
+    (80, 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
+    (80, 128): Tiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+}
+INTERPRETED = Tiles(Tile(128, 64, 1, 1), Tile(64, 128, 1, 1), Tile(128, 64, 1, 1))
+"""The interpreter runs a tile at a time in numpy: few large ones."""
+
+
+def tiles(capability: int, width: int) -> Tiles:
+    """The entry of the newest architecture that is not newer than `capability` (90 for sm_90)."""
+    return TABLE[max(arch for arch, h in TABLE if h == width and arch <= capability), width]
+
+
+def why_not(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Why the kernels cannot run on tensors like these; empty where they can."""
+    interpreted = triton.knobs.runtime.interpret
+    if dtype not in DTYPES and not (interpreted and dtype == torch.float32):
+        return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
+    if width > WIDTHS[-1]:
+        return f"it has no kernel for heads wider than {WIDTHS[-1]}, and these are {width} wide"
+    if interpreted:
+        return ""
+    if device.type != "cuda" or torch.version.hip:
+        return f"it runs on NVIDIA GPUs, not on {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0"
+    return ""
+
+
+def interval_attention(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Intervals, scale: float | None) -> Tensor:
+    """Attention ``[Q, N, H]`` under a plan; see `mmkit.kernels.attention.attend`. Its gradients are the same bits every time."""
+    width = q_QNH.shape[2]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    padded = next(h for h in WIDTHS if h >= width)
+    q_QNH, k_SKH, v_SKH = (F.pad(x, (0, padded - width)) if padded > width else x for x in (q_QNH, k_SKH, v_SKH))
+    if plan.query_order is not None:
+        q_QNH = q_QNH.index_select(0, plan.query_order)
+    if plan.key_order is not None:
+        k_SKH, v_SKH = (x.index_select(0, plan.key_order) for x in (k_SKH, v_SKH))
+    lists = [getattr(side, name) for side in (plan.by_query, plan.by_key) for name in ("start", "whole", "index")]
+    out_QNH, _ = _attention(q_QNH, k_SKH, v_SKH, [plan.lo_Q, plan.hi_Q, plan.until_S], lists, scale)
+    if plan.query_order is not None:
+        out_QNH = torch.empty_like(out_QNH).index_copy(0, plan.query_order, out_QNH)
+    return out_QNH[..., :width]
+
+
+@torch.library.custom_op("mmkit::interval_attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
+    """``out [Q, N, H]`` and ``lse [N, Q]``, the base-2 logarithm of each row's sum."""
+    count, heads, width = q.shape
+    tile = _tiles(q).forward
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty((heads, count), dtype=torch.float32, device=q.device)
+    kernels.forward[(-(-count // tile.m), heads)](
+        _rows(q, tile.m), _rows(k, tile.n), _rows(v, tile.n), out, lse, *bounds, *lists[:3],
+        count, len(k), heads, scale, heads // k.shape[1], width, tile.m, tile.n, BLOCK, **_options(tile),
+    )  # fmt: skip
+    return out, lse
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float) -> Any:
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("mmkit::interval_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of queries, keys and values."""
+    (count, heads, width), (keys, key_heads, _) = q.shape, k.shape
+    both = _tiles(q)
+    delta = (grad.float() * out.float()).sum(-1).t().contiguous()
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    for kernel, tile, into, grid, side, rows in (
+        (kernels.backward_keys, both.keys, (dk, dv), (-(-keys // both.keys.n), key_heads), lists[3:], key_heads),
+        (kernels.backward_queries, both.queries, (dq,), (-(-count // both.queries.m), heads), lists[:3], heads),
+    ):
+        kernel[grid](
+            _rows(q, tile.m), _rows(k, tile.n), _rows(v, tile.n), _rows(grad, tile.m), lse, delta, *into, *bounds, *side,
+            count, keys, rows, scale, heads // key_heads, width, tile.m, tile.n, BLOCK, **_options(tile),
+        )  # fmt: skip
+    return dq, dk, dv
+
+
+@_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, bounds, lists, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, *bounds, *lists)
+
+
+def _gradients(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+    q, k, v, out, lse, *vectors = ctx.saved_tensors
+    found = _backward(grad_out, q, k, v, out, lse, vectors[:3], vectors[3:], ctx.scale)
+    return *found, [None] * 3, [None] * 6, None
+
+
+_attention.register_autograd(_gradients, setup_context=_save)
+
+
+def _rows(x_TNH: Tensor, rows: int) -> TensorDescriptor:
+    """Heads side by side in a row, read by `rows` tokens of one head at once; what is past the end reads as 0."""
+    count, heads, width = x_TNH.shape
+    if x_TNH.stride()[1:] != (width, 1) or x_TNH.stride(0) * x_TNH.itemsize % 16 or x_TNH.data_ptr() % 16:
+        x_TNH = x_TNH.contiguous()
+    return TensorDescriptor(x_TNH, [count, heads * width], [x_TNH.stride(0), 1], [rows, width])
+
+
+def _tiles(q: Tensor) -> Tiles:
+    return tiles(_capability(q.device.index or 0), q.shape[2]) if q.device.type == "cuda" else INTERPRETED
+
+
+@functools.cache
+def _capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _options(tile: Tile) -> dict[str, Any]:
+    # Said outright since triton 3.10 no longer fuses by default.
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}

@@ -1,0 +1,37 @@
+"""The mask as one stretch of keys per query: what the Triton kernels compute it from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmkit.kernels.attention.intervals import Intervals, intervals
+from mmkit.sequence.visibility import PADDING, Visibility
+
+
+def interval_plan(queries: Visibility, keys: Visibility, device: torch.device) -> Intervals:
+    """The plan for these queries and keys on a device.
+
+    Sorted by document and rank, the keys of a query's document and of no higher rank are one stretch, and the queries that
+    come after a key's own rank are all those past one place. Layouts whose ranks grow along each document stand so already.
+    """
+    query_code, key_code = _code(queries), _code(keys)
+    query_order, key_order = (np.argsort(code, kind="stable") for code in (query_code, key_code))
+    query_code, key_code, hidden = query_code[query_order], key_code[key_order], keys.hidden[key_order] != 0
+    padding_Q, padding_S = (v.doc[order] == PADDING for v, order in ((queries, query_order), (keys, key_order)))
+    lo = np.searchsorted(key_code, query_code >> 32 << 32)
+    hi = np.where(padding_Q, lo, np.searchsorted(key_code, query_code, "right"))
+    past = np.searchsorted(query_code, key_code, "right")
+    until = np.where(padding_S, 0, np.where(hidden, past, len(query_code)))
+    return intervals(lo, hi, until, device, *(_order(order, device) for order in (query_order, key_order)))
+
+
+def _code(v: Visibility) -> np.ndarray:
+    """One number that sorts by document, then by rank; padding is last."""
+    doc = np.where(v.doc == PADDING, 2**31 - 1, v.doc.astype(np.int64))
+    return (doc << 32) + v.rank
+
+
+def _order(order: np.ndarray, device: torch.device) -> Tensor | None:
+    return None if np.array_equal(order, np.arange(len(order))) else torch.from_numpy(order).to(device)

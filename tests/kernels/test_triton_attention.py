@@ -1,0 +1,70 @@
+"""The Triton attention kernels in the interpreter, against the plain statement; and their lists of blocks against the mask."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmkit.kernels.attention.intervals import BLOCK, block_lists, block_table
+
+pytest.importorskip("triton", reason="triton is not installed: it comes with torch on Linux only")
+
+# float32 sums of a few hundred numbers; half rounds every output, and every part of a gradient, to 11 bits.
+TOLERANCE = {"torch.float32": 2e-6, "torch.float16": 1e-3}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lists_of_blocks_leave_nothing_out_and_call_whole_what_is(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    queries, keys = (int(n) for n in chance.integers(1, 5 * BLOCK, 2))
+    lo = np.sort(chance.integers(0, keys + 1, queries) // BLOCK * int(chance.integers(1, BLOCK)))
+    hi = np.clip(lo + chance.integers(0, 4 * BLOCK, queries), 0, keys)
+    until = np.where(chance.random(keys) < chance.choice([0, 0.01]), chance.integers(0, queries, keys), queries)
+    row, col = np.arange(queries)[:, None], np.arange(keys)[None]
+    mask = (col >= lo[:, None]) & (col < hi[:, None]) & (row < until[None])
+    some, whole = block_table(lo, hi, until)
+    lists = block_lists(some, whole, torch.device("cpu"))
+    for b in range(some.shape[0]):
+        listed = lists.index[lists.start[b] : lists.start[b + 1]].tolist()
+        for c in range(some.shape[1]):
+            seen = mask[b * BLOCK : (b + 1) * BLOCK, c * BLOCK : (c + 1) * BLOCK]
+            assert c in listed or not seen.any()
+            if c in listed[: lists.whole[b]]:
+                assert seen.all() and seen.shape[1] == BLOCK
+    assert len(lists.index) == some.sum()
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """What the interpreter made of every case."""
+    program = Path(__file__).with_name("interpreted_attention.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+CASES = (
+    "layout 0", "layout 1", "heads (1, 1, 128)", "heads (4, 2, 16)", "heads (2, 2, 80)", "half",
+    "padding", "any order", "memory",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients(interpreted: dict[str, Any], case: str) -> None:
+    found = interpreted[case]
+    assert max(found["errors"]) < TOLERANCE[found["dtype"]], found
+    assert found["same"], "two runs gave different bits"
+    assert found["blind"], "a query that sees nothing must give 0, and nothing may be left unwritten"
+
+
+def test_every_case_is_looked_at(interpreted: dict[str, Any]) -> None:
+    assert set(CASES) == set(interpreted)
