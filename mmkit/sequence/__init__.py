@@ -28,3 +28,4 @@ def mmkit_kernels(register: Register) -> None:
     """Registers the kernels of attention, which make plans of the mask."""
     for name in ("reference", "dense", "batches", "flex"):
         register("attention", name, f"mmkit.sequence.lowering:{name}")
+    register("attention", "triton", "mmkit.sequence.intervals:interval_plan")

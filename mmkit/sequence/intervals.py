@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from mmkit.kernels.attention.intervals import Intervals, intervals
+from mmkit.kernels.dispatch import kernel
 from mmkit.sequence.visibility import PADDING, Visibility
 
 
+@kernel(devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0))
 def interval_plan(queries: Visibility, keys: Visibility, device: torch.device) -> Intervals:
-    """The plan for these queries and keys on a device.
+    """mmkit's Triton kernels, which leave out blocks that the mask hides.
 
     Sorted by document and rank, the keys of a query's document and of no higher rank are one stretch, and the queries that
     come after a key's own rank are all those past one place. Layouts whose ranks grow along each document stand so already.

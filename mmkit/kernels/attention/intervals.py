@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmkit.errors import ContractError
+from mmkit.kernels.attention.plan import Plan
+
 BLOCK = 128
 """Queries and keys of a block. Every kernel's tile divides it, so that one plan serves them all."""
 
@@ -33,7 +36,7 @@ class BlockLists:
 
 
 @dataclass(frozen=True)
-class Intervals:
+class Intervals(Plan):
     """A lowered mask for the Triton kernels; int32 on the device.
 
     `query_order` and `key_order` bring queries and keys into the order that the vectors count in (None: as they stand).
@@ -46,6 +49,14 @@ class Intervals:
     by_key: BlockLists
     query_order: Tensor | None = None
     key_order: Tensor | None = None
+
+    def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
+        """The Triton kernels. Raises `ContractError` where there is none for this device, dtype or width of heads."""
+        from mmkit.kernels.attention import triton  # not there on every platform, and slow to import
+
+        if reason := triton.why_not(q_QNH.device, q_QNH.dtype, q_QNH.shape[2]):
+            raise ContractError("attention", f"the kernel 'triton' {reason}", "take `flex` or `dense`")
+        return triton.interval_attention(q_QNH, k_SKH, v_SKH, self, scale)
 
 
 def block_table(lo_Q: np.ndarray, hi_Q: np.ndarray, until_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -67,15 +67,13 @@ def why_not(device: torch.device, dtype: torch.dtype, width: int) -> str:
     """Why the kernels cannot run on tensors like these; empty where they can."""
     interpreted = triton.knobs.runtime.interpret
     if dtype not in DTYPES and not (interpreted and dtype == torch.float32):
-        return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
+        return f"takes float16 and bfloat16, and this is {str(dtype).removeprefix('torch.')}"
     if width > WIDTHS[-1]:
-        return f"it has no kernel for heads wider than {WIDTHS[-1]}, and these are {width} wide"
+        return f"takes heads at most {WIDTHS[-1]} wide, and these are {width}"
     if interpreted:
         return ""
     if device.type != "cuda" or torch.version.hip:
-        return f"it runs on NVIDIA GPUs, not on {device.type}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs compute capability 8.0"
+        return f"runs on NVIDIA GPUs, and this is {'an AMD one' if torch.version.hip else device.type}"
     return ""
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmkit_transformers.causal_lm import CausalLM
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from mmkit.contracts.values import Packed
 from mmkit.sequence.layout import Document, Piece, StreamRule, join, lay_out
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
-from mmkit_transformers.causal_lm import CausalLM
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 BODY = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
