@@ -110,7 +110,7 @@ def _request(model: Speaker, segment: Segment, stream: str, head: Head, sampling
         if size is None:
             raise DataError(
                 f"a blank {segment.modality}", "no size was given, and this model keeps none from its training",
-                f"say it: mmkit.{segment.modality.capitalize()}(height=..., width=...)",
+                f"say it: mmkit.Segment({segment.modality!r}, None, 'target', size=(...))",
             )  # fmt: skip
         grid = router.grid_of_size(stream, tuple(size))
     generator = torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ import mmkit
 from mmkit.cli import main
 from mmkit.compose import check, load, loads
 from mmkit.contracts.segment import Segment
+from mmkit.errors import DataError
 from mmkit.evaluate.judging import evaluate, subject_of, tasks_of
 from mmkit.train import train
 
@@ -59,6 +60,13 @@ def test_each_sample_is_what_it_is_alone(run):
         assert torch.equal(model.generate(prompt, seed=seed)[0], found)
     # The size where none is given is that of training.
     assert [found.shape for (found,) in together] == [(3200,), (5120,)]
+
+
+def test_a_blank_of_unknown_length_says_how_to_give_one(run):
+    model = mmkit.load(run)
+    model.sizes = {}
+    with pytest.raises(DataError, match=r"mmkit\.Segment\('audio', None, 'target', size="):
+        model.generate(["a low beep", Segment("audio", None, "target")])
 
 
 def test_files_go_in_and_come_out_at_the_command_line(run, tmp_path, capsys):
