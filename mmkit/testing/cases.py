@@ -107,7 +107,7 @@ class PartCase(Case):
         part = self.build(seed)
         with seeded(seed + 1000), torch.no_grad():
             for parameter in part.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(torch.randn_like(parameter) * _stir(parameter))
         self.ready(part)
         return part
 
@@ -138,6 +138,14 @@ class PartCase(Case):
     def trainable(self, part: Any) -> dict[str, nn.Parameter]:
         """The parameters that a run of it should reach."""
         return {n: p for n, p in part.named_parameters() if p.requires_grad}
+
+
+def _stir(parameter: Tensor) -> float:
+    """How far a parameter is moved: 0.1, and less where a sum of so many terms would grow with every layer.
+
+    Where no norm keeps them in bounds, forty wide convolutions would make of it numbers whose differences bf16 cannot tell.
+    """
+    return min(0.1, max(1, math.prod(parameter.shape[1:])) ** -0.5)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -193,10 +193,8 @@ def latents_are_in_the_scale_of_noise(case: TokenizerCase) -> None:
 
 @check("tokenizer")
 def keeping_its_tokens_is_safe(case: TokenizerCase) -> None:
-    """A `keepable` tokenizer gives the same tokens whatever torch's generator says and whatever it encoded before.
-
-    A `separable` one gives each content the same to the last bit, alone or beside others.
-    """
+    """A `keepable` tokenizer gives the same tokens whatever torch's generator says and whatever it encoded before; a
+    `separable` one also whatever stands beside a content, to the last bit."""
     if not case.cls.keepable:
         raise Inapplicable("it does not say that it is keepable")
     torch_state = torch.random.get_rng_state()

@@ -41,6 +41,7 @@ FAULTS = {
     "Eager": ("head", "an_open_span_ends", "finish"),
     "Short": ("tokenizer", "the_codebook_size_or_width_is_measured", "the book has 64"),
     "Greyish": ("tokenizer", "decoding_gives_canonical_contents", "(16, 16) comes back as (15, 16)"),
+    "Sociable": ("tokenizer", "keeping_its_tokens_is_safe", "what stands beside changes bits"),
     "Cropped": ("encoder", "the_features_grid_is_measured", "`grid` says (2, 2)"),
     "Halfway": ("sampler", "what_is_known_is_reached", "away from what every prediction says"),
     "Boastful": ("sampler", "more_steps_come_closer", "order: flow: four times the steps"),

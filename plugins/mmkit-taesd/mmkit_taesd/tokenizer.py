@@ -39,7 +39,7 @@ class TAESD(Standardized):
 
     keepable = True
     separable = True
-    examples = ({"variant": "taesd"}, {"variant": "taef2"})
+    examples = ({"variant": "taef2"},)
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,16 @@ def test_the_recipe_lacks_nothing_but_the_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe, problems = examine(NAME)
     assert [p.rule for p in problems] == ["weights.unreachable"] and recipe is not None
+
+
+def test_the_snippet_of_the_readme_composes(tmp_path, monkeypatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(
+        f"{snippet}data: [{{type: shapes, size: 32, tasks: [generate]}}]\ntrain: {{steps: 1}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert [p.rule for p in examine(tmp_path / "mine.yaml")[1]] == ["weights.unreachable"]
 
 
 @pytest.fixture

@@ -59,11 +59,11 @@ def test_latents_and_pictures_are_those_of_the_reference_code(taef2):
 
 @torch.no_grad()
 def test_photographs_come_back(taef2):
-    images = torch.stack(photographs("test_200_per_class.zip", 200))
+    images = torch.stack(photographs("test_200_per_class.zip", 100))
     back = torch.stack(taef2.decode(taef2.encode(list(images))))
-    decibels = -10 * (back - images).square().mean((1, 2, 3)).log10()
-    # 23.71 dB over 2,000; these 200 deviate from that by the spread of photographs, 3 dB, over the root of their number.
-    assert decibels.mean().item() == pytest.approx(23.71, abs=0.5)
+    decibels = -10 * (back - images).square().mean().log10()
+    # 23.71 dB is what the reference code reaches. A hundred photographs deviate from all by their spread, 3 dB, over ten.
+    assert decibels.item() == pytest.approx(23.71, abs=0.6)
 
 
 @torch.no_grad()
