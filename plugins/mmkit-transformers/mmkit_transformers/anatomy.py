@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +82,9 @@ def anatomy(config: str, override: str) -> Anatomy:
     """Measures the decoder of a config, both given as JSON. Raises `ContractError` where it cannot be a backbone."""
     whole = config_of(json.loads(config))
     if whole.is_encoder_decoder:
-        raise ContractError("config.model_type", f"{whole.model_type} is an encoder and a decoder", "name a decoder alone")
+        raise ContractError(
+            "config.model_type", f"{whole.model_type} is an encoder and a decoder", "name a decoder alone"
+        )
     stated = changed(whole.get_text_config(decoder=True), json.loads(override))
     axes = _check_config(stated)
     with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
@@ -184,7 +185,9 @@ def _probed(model: PreTrainedModel, axes: int) -> list[Call]:
         except ContractError:
             raise
         except REFUSED as error:
-            raise _unfit(model.config, f"does not run on embeddings alone ({' '.join(str(error).split())[:200]})") from error
+            raise _unfit(
+                model.config, f"does not run on embeddings alone ({' '.join(str(error).split())[:200]})"
+            ) from error
     if given._version != untouched:
         raise _unfit(model.config, "writes into the embeddings it is given")
     if tuple(out.shape) != (1, TOKENS, width):

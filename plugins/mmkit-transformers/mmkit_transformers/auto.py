@@ -69,7 +69,9 @@ class Auto(Tokenizer):
         codes = _size(_parse(definition)) if definition else 0
         if config.vocab_size is not None and codes > config.vocab_size:
             raise ContractError(
-                "vocab_size", f"{config.path} has {codes} codes, more than {config.vocab_size}", f"give at least {codes}"
+                "vocab_size",
+                f"{config.path} has {codes} codes, more than {config.vocab_size}",
+                f"give at least {codes}",
             )
         self.register_buffer("definition", _as_tensor(definition))
         self.port = Port("text", "codes", codebook_size=config.vocab_size or codes)
@@ -83,7 +85,9 @@ class Auto(Tokenizer):
     def reader(self) -> tokenizers.Tokenizer:
         """The tokenizers library's own object. Raises `ContractError` before there is a definition."""
         if not self.fitted:
-            raise ContractError("Auto", "it has no codes yet", "train it with `fit`, name a `path`, or load a checkpoint")
+            raise ContractError(
+                "Auto", "it has no codes yet", "train it with `fit`, name a `path`, or load a checkpoint"
+            )
         # The bytes may change under us (a checkpoint, another rank's broadcast), and parsing them each time takes long.
         if self._reader is None or not self._reader.of(self.definition):
             found = _parse(self.definition.cpu().numpy().tobytes())
@@ -162,7 +166,9 @@ def _read(path: Path, *, required: bool) -> bytes:
     try:
         _parse(definition)
     except ValueError as error:
-        raise ContractError("path", f"{path} is no tokenizer.json ({error})", "name a file the tokenizers library wrote") from error
+        raise ContractError(
+            "path", f"{path} is no tokenizer.json ({error})", "name a file the tokenizers library wrote"
+        ) from error
     return definition
 
 
@@ -174,7 +180,11 @@ def _from_folder(path: Path) -> bytes:
         found = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:300]
-        raise ContractError("path", f"transformers finds no tokenizer in {path} ({said})", "name a tokenizer.json") from error
+        raise ContractError(
+            "path",
+            f"transformers finds no tokenizer in {path} ({said})",
+            "name a tokenizer.json, or use the tokenizer `sentencepiece` for a SentencePiece model",
+        ) from error
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise ContractError(

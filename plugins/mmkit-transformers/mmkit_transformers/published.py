@@ -21,7 +21,16 @@ WRITTEN = "transformers_version"
 """The key by which a config that the library wrote is told from one that a person wrote."""
 LEGACY = frozenset(("head_dim", "model_type", "partial_rotary_factor", "rope_scaling", "rope_theta", "torch_dtype"))
 """Keys that configs read though they are no fields of theirs."""
-REFUSED = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, NotImplementedError, StrictDataclassError)
+REFUSED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    NotImplementedError,
+    StrictDataclassError,
+)
 """What transformers raises where a config makes no sense to it."""
 
 
@@ -41,7 +50,9 @@ def config_of(given: Mapping[str, Any]) -> PretrainedConfig:
             f"{hint}The names are those of the folders of transformers.models",
         )  # fmt: skip
     if rest.get("quantization_config"):
-        raise ContractError("config.quantization_config", "its weights are quantized", "name weights in bf16 or float32")
+        raise ContractError(
+            "config.quantization_config", "its weights are quantized", "name weights in bf16 or float32"
+        )
     if WRITTEN not in given:
         known_only(CONFIG_MAPPING[name], rest, "config")
     with refused("config"):
@@ -154,7 +165,9 @@ def _computed(model: PreTrainedModel, module: nn.Module, names: Sequence[str]) -
 # Weights
 
 
-def load(model: PreTrainedModel, tensors: Mapping[str, Tensor], left_out: Set[str], **options: Any) -> dict[str, Tensor]:
+def load(
+    model: PreTrainedModel, tensors: Mapping[str, Tensor], left_out: Set[str], **options: Any
+) -> dict[str, Tensor]:
     """A published checkpoint's tensors under the names of `model`, as transformers itself reads them: with prefixes
     added or taken away, older names translated, experts stacked.
 

@@ -96,7 +96,9 @@ class VisionModel(Restored, Encoder):
         self.config = config
         self.anatomy = _anatomy(json.dumps(config.config), json.dumps(config.override), config.layer, size)
         if self.anatomy.size is None and config.fit != "stretch":
-            raise ContractError("fit", "this model takes images of any size as they are", "give an image_size, or no fit")
+            raise ContractError(
+                "fit", "this model takes images of any size as they are", "give an image_size, or no fit"
+            )
         self.model = make(self.anatomy.config, **self.anatomy.options)
         self.keep_derived(self.model)
         for name in self.anatomy.unused:
@@ -112,7 +114,9 @@ class VisionModel(Restored, Encoder):
         said = json.loads((folder / "preprocessor_config.json").read_text())
         if not said.get("do_normalize", True):
             return {**found, "mean": [0.0] * 3, "std": [1.0] * 3}
-        found |= {ours: said[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in said}
+        found |= {
+            ours: said[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in said
+        }
         return found | {"interpolation": "bilinear"} if said.get("resample") == 2 else found
 
     def grid(self, size: Pair) -> Pair:
@@ -226,11 +230,18 @@ def _anatomy(config: str, override: str, layer: int | None, size: Pair | None) -
         takes = inspect.signature(type(model).__init__).parameters
         options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
         model = make(stated, **options).train()
-    if getattr(model, "main_input_name", "") != "pixel_values" or "pixel_values" not in inspect.signature(model.forward).parameters:
+    if (
+        getattr(model, "main_input_name", "") != "pixel_values"
+        or "pixel_values" not in inspect.signature(model.forward).parameters
+    ):
         raise ContractError("config.model_type", f"{stated.model_type} takes no images", "name a vision model")
     own = getattr(stated, "image_size", None) or 224
     native = (own, own) if isinstance(own, int) else tuple(own)
-    resized = size is not None and size != native and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    resized = (
+        size is not None
+        and size != native
+        and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    )
     reading = Reading(layer, _ahead(model), resized)
     shape, unused = _measured(model, reading, size or native)
     step = shape and (size or native)[0] // shape[0]
@@ -252,7 +263,9 @@ def _ahead(model: PreTrainedModel) -> int:
     return registers + sum(count for name, count in AHEAD.items() if name in leaves)
 
 
-def _measured(model: PreTrainedModel, reading: Reading, size: Pair) -> tuple[tuple[int, int, int] | None, tuple[str, ...]]:
+def _measured(
+    model: PreTrainedModel, reading: Reading, size: Pair
+) -> tuple[tuple[int, int, int] | None, tuple[str, ...]]:
     """``(h, w, C)`` of an image of this size (None: no map of features), and the parameters that no gradient reaches."""
     model.zero_grad()
     try:

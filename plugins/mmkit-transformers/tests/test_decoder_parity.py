@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from mmkit.errors import CheckpointError
 from mmkit_transformers.causal_lm import CausalLM
 from tiny_models import BLOCK, CAUSAL, DECODERS, decoder, laid, mask_of, packed
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
+
+from mmkit.errors import CheckpointError
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -35,7 +36,10 @@ def test_text_around_an_image_that_sees_all_of_itself(name: str) -> None:
     """Against the library's eager attention under the explicit mask; two documents, so that packing shows too."""
     model = tiny_models.theirs(name)
     part = tiny_models.ours(name, model)
-    documents = [laid(part, (CAUSAL, (3,)), (BLOCK, (2, 3)), (CAUSAL, (4,))), laid(part, (BLOCK, (2, 2)), (CAUSAL, (2,)))]
+    documents = [
+        laid(part, (CAUSAL, (3,)), (BLOCK, (2, 3)), (CAUSAL, (4,))),
+        laid(part, (BLOCK, (2, 2)), (CAUSAL, (2,))),
+    ]
     x_TD = torch.randn(19, 32)
     ready = packed(part, documents, x_TD)
     seen = mask_of(part, documents)
@@ -67,7 +71,9 @@ def test_three_axes_of_positions() -> None:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
     }  # fmt: skip
     torch.manual_seed(0)
-    model = AutoModel.from_config(AutoConfig.for_model(name, **config), attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModel.from_config(
+        AutoConfig.for_model(name, **config), attn_implementation="eager", dtype=torch.float32
+    ).eval()
     part = CausalLM(CausalLM.Config(config={"model_type": name, **config}), ("text", "image")).eval()
     part.load_state_dict(part.from_published(model.state_dict()))
     documents = [laid(part, (CAUSAL, (3,)), (BLOCK, (2, 3)), (CAUSAL, (2,)))]
@@ -107,5 +113,7 @@ def test_published_weights_are_taken_whole_or_not_at_all() -> None:
         part.from_published(lacking)
     with pytest.raises(CheckpointError, match=r"1 not used: model\.layers\.1\.mlp\.side\.weight"):
         part.from_published({**tensors, "model.layers.1.mlp.side.weight": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=r"of another shape: norm\.weight \(\[7\] in the checkpoint, \[32\] in the model\)"):
+    with pytest.raises(
+        CheckpointError, match=r"of another shape: norm\.weight \(\[7\] in the checkpoint, \[32\] in the model\)"
+    ):
         part.from_published({**tensors, "model.norm.weight": torch.zeros(7)})
