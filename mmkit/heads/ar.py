@@ -15,7 +15,8 @@ from mmkit.contracts.head import Head
 from mmkit.contracts.options import Count, Fraction, Guidance, NonNegative, Size
 from mmkit.contracts.port import Needs, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
-from mmkit.errors import ContractError
+from mmkit.contracts.vocabulary import MARKS
+from mmkit.errors import CheckpointError, ContractError
 from mmkit.nn.codes import CodeOutput, Wanted, code_loss, joint_vocabulary
 from mmkit.nn.sampling import Warp, draw
 
@@ -99,6 +100,25 @@ class AR(Head[ARState]):
         slice has no table, or one of another shape.
         """
         self.output.tie(tables)
+
+    def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A language model's output matrix ``weight [rows, D]``: its rows are the codes of the streams, in their order.
+
+        Marks, of which it knows nothing, keep the weights they have. Raises `CheckpointError` where the rows are not as many
+        as the codes.
+        """
+        if tensors.keys() != {"weight"} or self.tied or self.config.depth > 1:
+            return tensors
+        codes = [piece for piece in self.vocabulary.slices if piece.owner != MARKS]
+        rows, count = len(tensors["weight"]), sum(piece.size for piece in codes)
+        if rows != count:
+            raise CheckpointError(
+                "head ar", f"the published matrix has {rows} rows, and the streams have {count} codes",
+                "give the tokenizer as many codes as the matrix has rows, where it has the option",
+            )  # fmt: skip
+        parts = tensors["weight"].split([piece.size for piece in codes])
+        named = {f"output.weight.{piece.owner}": part.clone() for piece, part in zip(codes, parts, strict=True)}
+        return {**self.state_dict(), **named}
 
     def prepare(self, targets: Targets) -> Prepared:
         """The backbone sees the ids, every one of which must be predicted."""

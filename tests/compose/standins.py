@@ -57,6 +57,7 @@ class Whole(torch.nn.Module):
         high: float | None = None
         inner: Inner | None = None
         many: dict[str, Inner] = field(default_factory=dict)
+        free: dict[str, Any] = field(default_factory=dict)
         pairs: tuple[tuple[str, int], ...] = ()
         router: Spec = part("router", default="top_k")
         extra: Spec | None = part("router", default=None)

@@ -96,6 +96,15 @@ def test_odd_texts_survive_rendering(registry: Registry) -> None:
         assert back.model.encoders["eye"].options.name == odd
 
 
+def test_a_free_mapping_is_typed_at_any_depth(registry: Registry) -> None:
+    """Numbers below a mapping of anything are numbers, quoted ones are text, and all of it survives rendering."""
+    free = "{a: 1, deep: {b: 1e-3, c: [1, '2', {d: null, e: true}], f: word}}"
+    recipe = loads(GOOD, [f"model.heads.paint={{type: whole, size: 2, free: {free}}}"], registry=registry)
+    wanted = {"a": 1, "deep": {"b": 1e-3, "c": [1, "2", {"d": None, "e": True}], "f": "word"}}
+    assert recipe.model.heads["paint"].options.free == wanted
+    assert loads(render(recipe), registry=registry).model.heads["paint"].options.free == wanted
+
+
 def test_a_recipe_can_be_sent_to_another_process() -> None:
     recipe = loads(GOOD)
     assert pickle.loads(pickle.dumps(recipe)) == recipe

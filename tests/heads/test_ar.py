@@ -8,7 +8,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEHead
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.port import Port, TargetPort
 from mmkit.contracts.values import Request, Targets
-from mmkit.errors import ContractError
+from mmkit.errors import CheckpointError, ContractError
 from mmkit.heads.ar import AR
 
 DIM = 32
@@ -116,6 +116,22 @@ def test_slices_stand_in_the_recipes_order_and_text_keeps_its_weights():
     ]
     assert torch.equal(alone.output.weight["text"], both.output.weight["text"])
     assert both.predict(torch.randn(2, DIM)).shape == (2, 24)
+
+
+def test_a_published_output_matrix_is_split_among_the_streams():
+    targets = [TargetPort(n, Port(n, "codes", codebook_size=s), open=n == "text") for n, s in (("text", 5), ("image", 3))]
+    head = AR(AR.Config(), targets, 2, 4)
+    matrix = torch.randn(8, 4)
+    found = head.from_published({"weight": matrix})
+    assert found.keys() == head.state_dict().keys()
+    head.load_state_dict(found)
+    x_SD = torch.randn(6, 4)
+    marks = head.output.weight["marks"]
+    torch.testing.assert_close(head.predict(x_SD), x_SD @ torch.cat([matrix, marks]).T)
+    with pytest.raises(CheckpointError, match="has 9 rows, and the streams have 8 codes"):
+        head.from_published({"weight": torch.randn(9, 4)})
+    other = {"weight": matrix, "bias": torch.zeros(8)}
+    assert head.from_published(other) is other
 
 
 def test_tied_weights_are_the_tables():

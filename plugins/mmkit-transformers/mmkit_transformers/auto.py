@@ -181,7 +181,9 @@ def _from_folder(path: Path) -> bytes:
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:300]
         raise ContractError(
-            "path", f"transformers finds no tokenizer in {path} ({said})", "name a tokenizer.json"
+            "path",
+            f"transformers finds no tokenizer in {path} ({said})",
+            "name a tokenizer.json, or use the tokenizer `sentencepiece` for a SentencePiece model",
         ) from error
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:

@@ -87,11 +87,11 @@ class CausalLM(Restored, Backbone):
 
     @recompute.setter
     def recompute(self, wanted: bool) -> None:
-        self._recompute = wanted
-        if wanted:
+        if wanted and not self._recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        elif self.model.is_gradient_checkpointing:
+        elif self._recompute and not wanted:
             self.model.gradient_checkpointing_disable()
+        self._recompute = wanted
 
     def forward(self, packed: Packed, cache: KVCache | None = None) -> Hidden:
         """``[T, D]`` to ``[T, D]``, normed. With a cache, `packed` holds new tokens only."""

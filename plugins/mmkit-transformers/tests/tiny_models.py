@@ -27,7 +27,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "qwen2": BODY,
     "qwen3": {**BODY, "head_dim": 16},
     "gemma": {**BODY, "head_dim": 8, "pad_token_id": 0},
-    "gemma3_text": {**BODY, "head_dim": 8, "pad_token_id": 0, "sliding_window": 32},
+    "gemma3_text": {**BODY, "head_dim": 8, "pad_token_id": 0, "sliding_window": 48},
     "mistral": {**BODY, "sliding_window": None},
     "phi": WHOLE,
     "phi3": {**BODY, "pad_token_id": 0},
@@ -41,7 +41,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "mixtral": {**BODY, "num_local_experts": 4},
     "qwen3_moe": {**BODY, **ROUTED, "num_experts": 4, "head_dim": 8},
     "deepseek_v3": {
-        **WHOLE, **ROUTED, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+        **WHOLE, **ROUTED, "num_key_value_heads": 4, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
         "v_head_dim": 8, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
     },
 }  # fmt: skip
