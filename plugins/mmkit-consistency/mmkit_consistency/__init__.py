@@ -7,7 +7,7 @@ MAR (Li et al. 2024, arXiv 2406.11838) has a diffusion model of a hundred steps.
     loss = (sqrt(mean (f(x_s, s, z) - f(x_t, t, z))^2 + HUBER^2) - HUBER) / (s - t)   (Song & Dhariwal 2023, 2310.14189)
 
 x and noise are the same on both sides, and f(x_t, t, z) has no gradient.
-Shape suffixes: S tokens of one call, C latent channels, D backbone width, W width of the network.
+Shape suffixes: S tokens of one call, R draws of noise for each, C latent channels, D backbone width, W width of the network.
 """
 
 import math
@@ -75,6 +75,7 @@ class Consistency(Head[ConsistencyState]):
             temperature: what the noise is scaled by when a token is drawn.
             depth, width: of the network; as wide as the backbone where not given.
             deviation: standard deviation of the latents (sigma_data).
+            draws: of noise, and of a level, that training tries at each token at once.
             doubling: steps of training after which it tells twice as many levels apart, from 10 up to 1280. The paper takes an
                 eighth of all steps.
         """
@@ -85,6 +86,7 @@ class Consistency(Head[ConsistencyState]):
         depth: Count = 3
         width: Count | None = None
         deviation: Positive = 0.5
+        draws: Count = 4
         doubling: Count = 1000
 
     needs = Needs(spaces=frozenset({"latents"}), attends=("block", "full"))
@@ -105,45 +107,47 @@ class Consistency(Head[ConsistencyState]):
     def prepare(self, targets):
         levels = noise_levels(1 + 10 * 2 ** min(int(self.taken) // self.config.doubling, 7))
         drawn = [self._draw(n, levels, g) for n, g in zip(targets.lengths, targets.generators, strict=True)]
-        none = torch.zeros(0, dtype=torch.bool), torch.zeros(0), torch.zeros(0, self.channels + 2)
-        blank_S, share_S, drawn_SX = (torch.cat(x).to(targets.tokens.device) for x in zip(none, *drawn, strict=True))
+        none = torch.zeros(0, dtype=torch.bool), torch.zeros(0), torch.zeros(0, self.config.draws, self.channels + 2)
+        blank_S, share_S, drawn_SRX = (torch.cat(x).to(targets.tokens.device) for x in zip(none, *drawn, strict=True))
         feed = Feed(targets.tokens.masked_fill(blank_S[:, None], 0), blank_S, self.blank_D)
-        return Prepared(feed, torch.cat([targets.tokens.float(), drawn_SX], -1), blank_S.float(), share_S)
+        clean_SRC = targets.tokens.float()[:, None].expand(-1, self.config.draws, -1)
+        return Prepared(feed, torch.cat([clean_SRC, drawn_SRX], -1), blank_S.float(), share_S)
 
     def _draw(self, count, levels, generator):
-        """Which tokens are blank ``[n]``, their share ``[n]``; for each token noise, a level, and the one above: ``[n, C + 2]``."""
+        """Which tokens are blank ``[n]``, their share ``[n]``; and noise, a level, and the one above it: ``[n, R, C + 2]``."""
         ratio = torch.rand((), generator=generator).item()
         blanks = max(1, math.ceil(count * math.cos(math.pi / 2 * ratio)))
         blank_S = torch.randperm(count, generator=generator) < blanks
-        noise_SC = torch.randn(count, self.channels, generator=generator)
-        pair_S = torch.multinomial(chances(levels), count, replacement=True, generator=generator)
-        drawn_SX = torch.cat([noise_SC, levels[pair_S, None], levels[pair_S + 1, None]], -1)
-        return blank_S, torch.full((count,), blanks / count), drawn_SX
+        noise_SRC = torch.randn(count, self.config.draws, self.channels, generator=generator)
+        places = torch.multinomial(chances(levels), count * self.config.draws, replacement=True, generator=generator)
+        pair_SR2 = torch.stack([levels[places], levels[places + 1]], -1).view(count, self.config.draws, 2)
+        return blank_S, torch.full((count,), blanks / count), torch.cat([noise_SRC, pair_SR2], -1)
 
     def predict(self, hidden_SD):
         return self.condition(hidden_SD)
 
-    def denoise(self, x_SC, t_S, z_SW):
+    def denoise(self, x_SRC, t_SR, z_SRW):
         """f, in float32: under autocast, what neighbouring levels differ by would be lost in its rounding."""
-        deviation, dtype = self.config.deviation, self.enter.weight.dtype
-        t_S1, scale_S1 = t_S[:, None], (t_S[:, None] ** 2 + deviation**2).rsqrt()
-        with torch.autocast(x_SC.device.type, enabled=False):
-            condition_SW = z_SW.to(dtype) + self.time(t_S.log() / 4)
-            h_SW = self.enter((scale_S1 * x_SC).to(dtype))
+        deviation, dtype, t_SR1 = self.config.deviation, self.enter.weight.dtype, t_SR[..., None]
+        scale_SR1 = (t_SR1**2 + deviation**2).rsqrt()
+        with torch.autocast(x_SRC.device.type, enabled=False):
+            time_SRW = self.time(t_SR.flatten().log() / 4).unflatten(0, t_SR.shape)
+            condition_SRW = z_SRW.to(dtype) + time_SRW
+            h_SRW = self.enter((scale_SR1 * x_SRC).to(dtype))
             for block in self.blocks:
-                h_SW = h_SW + block(nn.functional.layer_norm(h_SW, h_SW.shape[1:]) + condition_SW)
-            out_SC = self.leave(h_SW).float()
-        skip_S1 = deviation**2 / ((t_S1 - LEAST) ** 2 + deviation**2)
-        return skip_S1 * x_SC + (t_S1 - LEAST) * deviation * scale_S1 * out_SC
+                h_SRW = h_SRW + block(nn.functional.layer_norm(h_SRW, h_SRW.shape[-1:]) + condition_SRW)
+            out_SRC = self.leave(h_SRW).float()
+        skip_SR1 = deviation**2 / ((t_SR1 - LEAST) ** 2 + deviation**2)
+        return skip_SR1 * x_SRC + (t_SR1 - LEAST) * deviation * scale_SR1 * out_SRC
 
     def loss(self, hidden_SD, prepared):
-        clean_SC, noise_SC, pair_S2 = prepared.target.split([self.channels, self.channels, 2], -1)
-        (t_S, s_S), z_SW = pair_S2.unbind(-1), self.predict(hidden_SD)
+        clean_SRC, noise_SRC, pair_SR2 = prepared.target.split([self.channels, self.channels, 2], -1)
+        (t_SR, s_SR), z_SRW = pair_SR2.unbind(-1), self.predict(hidden_SD)[:, None]
         with torch.no_grad():
-            below_SC = self.denoise(clean_SC + t_S[:, None] * noise_SC, t_S, z_SW)
-        error_SC = self.denoise(clean_SC + s_S[:, None] * noise_SC, s_S, z_SW) - below_SC
-        loss_S = ((error_SC.square().mean(-1) + HUBER**2).sqrt() - HUBER) / (s_S - t_S)
-        return TokenLoss(loss_S, prepared.weight_S, prepared.level_S)
+            below_SRC = self.denoise(clean_SRC + t_SR[..., None] * noise_SRC, t_SR, z_SRW)
+        error_SRC = self.denoise(clean_SRC + s_SR[..., None] * noise_SRC, s_SR, z_SRW) - below_SRC
+        loss_SR = ((error_SRC.square().mean(-1) + HUBER**2).sqrt() - HUBER) / (s_SR - t_SR)
+        return TokenLoss(loss_SR.mean(-1), prepared.weight_S, prepared.level_S)
 
     def begin(self, request):
         order_S = torch.randperm(request.count, generator=request.generator).to(request.device)

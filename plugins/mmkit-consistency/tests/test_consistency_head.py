@@ -16,6 +16,7 @@ from mmkit.compose import load
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.port import Port, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets
+from mmkit.testing.standin import StandIn, write
 from mmkit.train import train
 
 DIM = 16
@@ -127,7 +128,9 @@ def test_levels_are_drawn_as_the_paper_says(count):
     np.testing.assert_allclose(chances(noise_levels(count)).numpy(), np.array(masses) / sum(masses), rtol=1e-5)
     prepared = head(channels=1).prepare(targets(torch.randn(20000, 1), 20000))
     if count == 11:
-        found = np.bincount(np.searchsorted(noise_levels(11)[1:].numpy(), prepared.target[:, -1].numpy()), minlength=10)
+        found = np.bincount(
+            np.searchsorted(noise_levels(11)[1:].numpy(), prepared.target[:, 0, -1].numpy()), minlength=10
+        )
         assert abs(found / 20000 - np.array(masses) / sum(masses)).max() < 0.015  # four deviations of a share of 20,000
 
 
@@ -138,23 +141,26 @@ def test_the_loss_is_the_papers():
     prepared = made.prepare(targets(latents, 2, 4))
     found_S = made.loss(hidden_SD, prepared).value_S.detach().numpy()
     z_SW = made.predict(hidden_SD)
-    for i, row in enumerate(prepared.target):
-        clean, noise, (t, s) = row[:4], row[4:8], row[8:].tolist()
-        assert torch.equal(clean, latents[i]) and t < s
-        sides = [made.denoise((clean + u * noise)[None], torch.tensor([u]), z_SW[i : i + 1]) for u in (s, t)]
-        squared = float((sides[0] - sides[1]).square().sum().detach())
-        c = HUBER * math.sqrt(4)
-        assert found_S[i] == pytest.approx((math.sqrt(squared + c**2) - c) / math.sqrt(4) / (s - t), rel=1e-3)
+    c = HUBER * math.sqrt(4)
+    for i, rows in enumerate(prepared.target):
+        each = []
+        for row in rows:
+            clean, noise, (t, s) = row[:4], row[4:8], row[8:].tolist()
+            assert torch.equal(clean, latents[i]) and t < s
+            sides = [made.denoise((clean + u * noise)[None], torch.tensor([u]), z_SW[i : i + 1]) for u in (s, t)]
+            squared = float((sides[0] - sides[1]).square().sum().detach())
+            each.append((math.sqrt(squared + c**2) - c) / math.sqrt(4) / (s - t))
+        assert len(set(each)) == 4 and found_S[i] == pytest.approx(sum(each) / 4, rel=1e-3)
 
 
 def test_the_lower_level_has_no_gradient():
     """What a step learns is one side only: its gradient is that with the other side held fixed."""
-    made, hidden_SD = head(), torch.randn(5, DIM)
+    made, hidden_SD = head(draws=1), torch.randn(5, DIM)
     prepared = made.prepare(targets(torch.randn(5, 3), 5))
     made.loss(hidden_SD, prepared).value_S.sum().backward()
     found = {n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None}
     made.zero_grad()
-    clean, noise, (t, s) = prepared.target[:, :3], prepared.target[:, 3:6], prepared.target[:, 6:].unbind(-1)
+    clean, noise, (t, s) = prepared.target[:, 0, :3], prepared.target[:, 0, 3:6], prepared.target[:, 0, 6:].unbind(-1)
     z_SW = made.predict(hidden_SD)
     fixed = made.denoise(clean + t[:, None] * noise, t, z_SW).detach()
     error = made.denoise(clean + s[:, None] * noise, s, z_SW) - fixed
@@ -247,7 +253,7 @@ def probability_flow(x, t, z):
 @pytest.mark.slow
 def test_it_learns_the_known_consistency_function():
     """Of each of two Gaussians and of their mixture, told apart by the hidden state; the oracle integrates the exact ODE."""
-    made = head(channels=1, dim=32, doubling=125)
+    made = head(channels=1, dim=32, doubling=125, draws=1)
     for parameter in made.leave.parameters():
         torch.nn.init.zeros_(parameter)
     optimizer, steps = torch.optim.Adam(made.parameters(), lr=2e-3), 1000
@@ -274,6 +280,38 @@ def test_it_learns_the_known_consistency_function():
             found = made.denoise(x_SC, torch.full((200,), MOST), z_SW)[:, 0].numpy()
         error = np.abs(found - probability_flow(x, MOST, z)).mean()
         assert error < most, f"z = {z}: {error:.3f} from the exact consistency function, on average"
+
+
+@pytest.mark.slow
+def test_what_it_draws_agrees_with_what_it_drew_before():
+    """Two spans, equally likely: in rounds each sample is one of them; all at once, each token is of either."""
+    torch.manual_seed(0)
+    first_SC = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    spans = torch.stack([first_SC, -first_SC])
+    made = head(channels=2, dim=32, doubling=100, deviation=1.0)
+    torch.nn.init.zeros_(made.leave.out.weight)
+    model = StandIn(made, 4, 32, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 700)
+    for step in range(700):
+        picked = torch.arange(16) % 2
+        prepared = made.prepare(targets(spans[picked].flatten(0, 1), *[4] * 16, seed=16 * step))
+        loss = made.loss(model.read(model(prepared.feed, 16)), prepared)
+        optimizer.zero_grad()
+        ((loss.value_S * loss.weight_S).sum() / loss.weight_S.sum()).backward()
+        optimizer.step()
+        schedule.step()
+        made.after_step()
+
+    def drawn(steps):
+        """Of 60 samples, the share that is one of the two spans in the signs of every token; and which."""
+        found = torch.stack([write(model, request((4,), seed, steps=steps)) for seed in range(60)])
+        same = [(found.sign() == span).flatten(1).all(1) for span in spans]
+        return float((same[0] | same[1]).float().mean()), float(same[0].float().mean())
+
+    whole, first = drawn(4)
+    assert whole > 0.8 and 0.2 < first < 0.8
+    assert drawn(1)[0] < 0.5  # an eighth, if each token is of either span by itself
 
 
 # In a model
