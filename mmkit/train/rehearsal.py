@@ -13,6 +13,7 @@ import torch
 from mmkit.compose import check, render
 from mmkit.compose.recipe import Recipe
 from mmkit.data.mixture import Mixture
+from mmkit.kernels.dispatch import using
 from mmkit.model import UnifiedModel, load_weights
 from mmkit.objectives import Objective
 from mmkit.train.loop import Loop
@@ -50,7 +51,11 @@ def rehearse(recipe: Recipe, device: str = "auto") -> list[Stage]:
     begin.
     """
     check(recipe)
-    mixture, place = mixture_of(recipe), device_of(device)
+    with using(recipe.kernels):
+        return _stages(recipe, mixture_of(recipe), device_of(device))
+
+
+def _stages(recipe: Recipe, mixture: Mixture, place: torch.device) -> list[Stage]:
     torch.manual_seed(recipe.train.seed)
     if recipe.model.backbone is None:
         return [_timed(recipe, "tokenizers", reconstruction(recipe, place), None, mixture, place)]
