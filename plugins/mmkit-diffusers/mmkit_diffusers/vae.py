@@ -93,10 +93,11 @@ class DiffusersVAE(Standardized):
             raise ContractError("modality", f"{described.name} reads images", f"use one of {', '.join(VIDEOS)}")
         if described.options.get("timestep_conditioning"):
             raise ContractError("config.timestep_conditioning", "a decoder that denoises is not wrapped", "use another")
-        stride, frames, channels, samples = _measured(described, spatial)
+        bare = described.bare()
+        stride, frames, channels, samples = _measured(bare, spatial)
         if config.posterior == "sample" and not samples:
             raise ContractError("posterior", f"{described.name} has no posterior", "leave `posterior` out")
-        super().__init__(channels, *_statistics(config, described))
+        super().__init__(channels, *_statistics(config, bare.config))
         self.config, self.spatial, self.samples = config, spatial, samples
         self.stride, self.frames = stride, frames
         self.keepable = config.posterior == "mode"
@@ -211,31 +212,26 @@ def _drawn(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _measured(described: Described, spatial: bool) -> tuple[int, int, int, bool]:
+def _measured(bare: nn.Module, spatial: bool) -> tuple[int, int, int, bool]:
     """Pixels along each axis and frames per latent, channels, and whether there is a posterior.
 
     Measured on a copy without memory: what configs say of it (``scale_factor_spatial``) is not what the layers do.
     """
     frames, side = MEASURED
-    output = described.bare().encode(torch.zeros(1, 3, *([frames] if spatial else []), side, side, device="meta"))
+    output = bare.encode(torch.zeros(1, 3, *([frames] if spatial else []), side, side, device="meta"))
     has_posterior, said = hasattr(output, "latent_dist"), _said(output)
     kept = said.shape[2] if spatial else frames
     if kept < 2 or (frames - 1) % (kept - 1) or side % said.shape[-1]:
-        raise ContractError(
-            described.place, f"{frames} frames of {side} x {side} give {list(said.shape)}", "use another"
-        )
+        raise ContractError("config", f"{frames} frames of {side} x {side} give {list(said.shape)}", "use another")
     return side // said.shape[-1], (frames - 1) // (kept - 1), said.shape[1] // (1 + has_posterior), has_posterior
 
 
-def _statistics(config: DiffusersVAE.Config, described: Described) -> tuple[PerChannel, PerChannel]:
-    """`shift` and `scale` as the config gives them; None each where they are to be measured."""
-    said, known = described.options, described.bare().config
-    says = (
-        isinstance(config.config, str) or said.get("scaling_factor") is not None or said.get("latents_mean") is not None
-    )
-    if config.statistics == "measured" or (config.statistics is None and not says):
+def _statistics(config: DiffusersVAE.Config, known: Any) -> tuple[PerChannel, PerChannel]:
+    """`shift` and `scale` as the config, or for a folder its class, gives them; None each where they are to be measured."""
+    told = isinstance(config.config, str) or any(config.config.get(k) for k in ("scaling_factor", "latents_mean"))
+    if config.statistics == "measured" or (config.statistics is None and not told):
         return None, None
-    factor = known.get("scaling_factor", 1.0)
+    factor = known.get("scaling_factor") or 1.0
     mean, std = known.get("latents_mean"), known.get("latents_std")
     if mean is None or std is None:
         return float(known.get("shift_factor") or 0.0), float(factor)

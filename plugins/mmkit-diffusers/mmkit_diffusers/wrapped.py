@@ -52,7 +52,7 @@ class Described:
         return cls(name, options, place)
 
     def build(self, **derived: Any) -> nn.Module:
-        """A new model with random weights, in evaluation mode or not as torch makes it.
+        """A new model with random weights.
 
         `derived` are options that follow from elsewhere; a config that says otherwise is refused. Raises `ContractError`
         where the class refuses its options.
