@@ -392,3 +392,13 @@ def _head_tied(case: Case) -> Iterator[Finding]:
             if connector is not None and connector.table is None:
                 fact = f"the connector of stream {stream!r} has no embedding table to tie to"
                 yield Finding(f"model.heads.{name}.tied", fact, "use connector `embed` there, or leave `tied` out")
+
+
+@_rule("connector.whole", BY_PORT)
+def _connector_whole(case: Case) -> Iterator[Finding]:
+    for name, stream in case.streams.items():
+        head, connector = case.parts.heads.get(stream.head or ""), case.parts.connectors.get(stream.source)
+        if head is not None and connector is not None and connector.whole and head.shift == -1:
+            fact = f"head {stream.head!r} writes one token at a time, and the connector of {stream.source!r} reads whole contents"
+            remedy = "leave the connector's positions out, or name a head that fills whole spans"
+            yield Finding(f"model.streams.{name}.head", fact, remedy)

@@ -80,6 +80,7 @@ class MLP(Connector):
         self.positions: AxisTables | SinCos | None = None
         if config.position != "none":
             self.positions = SinCos(dim) if config.position == "sincos" else AxisTables(2, config.max_grid, dim)
+        self.whole = self.positions is not None
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The grid with its last two axes divided by `merge`. Raises `ContractError` where it has no positions."""

@@ -166,7 +166,6 @@ class Diffusion(Head[DiffusionState]):
     def __init__(self, config: Config, targets: Sequence[TargetPort], marks: int, dim: int) -> None:
         """Raises `ContractError` on streams without latents, of open length, or of different widths, and on options that clash."""
         super().__init__(config, targets, marks, dim)
-        assert marks == 0, "marks are codes, and a diffusion head has none"
         _check_steps(config.steps, config.train_steps)
         _check_terminal(config)
         self.config = config
@@ -174,6 +173,7 @@ class Diffusion(Head[DiffusionState]):
         self.conditions = config.time == "adaln"
         self.guidance = config.guidance
         self.channels = latent_width(targets)
+        assert marks == 0, "marks are codes, and a diffusion head has none"
         # Published models count 1000 times, whatever part of them they were trained on.
         scale = 1000 / config.train_steps
         self.time = TimestepEmbedding(dim, scale=scale) if config.time != "none" else None

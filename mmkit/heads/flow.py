@@ -128,12 +128,12 @@ class Flow(Head[FlowState]):
     def __init__(self, config: Config, targets: Sequence[TargetPort], marks: int, dim: int) -> None:
         """Raises `ContractError` on streams without latents, of open length, or of different widths."""
         super().__init__(config, targets, marks, dim)
-        assert marks == 0, "marks are codes, and a flow head has none"
         self.config = config
         self.leads = int(config.time == "token")
         self.conditions = config.time == "adaln"
         self.guidance = config.guidance
         self.channels = latent_width(targets)
+        assert marks == 0, "marks are codes, and a flow head has none"
         self.time = TimestepEmbedding(dim, scale=config.time_scale) if config.time != "none" else None
         self.output = latent_output(dim, self.channels, config.depth, config.dim)
 

@@ -44,6 +44,7 @@ FAULTS = {
     "Cropped": ("encoder", "the_features_grid_is_measured", "`grid` says (2, 2)"),
 }
 ALSO = {
+    "Mixer": ("connector", "single_tokens_are_what_they_are_together", "whole: it is false"),
     "Blind": ("backbone", "nothing_is_seen_that_the_mask_hides", "plan"),
     "Rough": ("connector", "options_are_documented", "groups"),
 }
