@@ -1,4 +1,4 @@
-"""How long `mmkit list` and `mmkit --help` take with many plugins installed, none of which is imported.
+"""How long `mmkit list` and `mmkit --help` take with many plugins installed, some of them broken: the crowd of tests/plugins.
 
     python benchmarks/discovery.py --plugins 200
 
@@ -15,27 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "plugins"))
+from crowd import crowd
+from distributions import Site
+
 CODE = "from mmkit.cli import main; main()"
-
-
-def write(root: Path, number: int) -> None:
-    """One distribution with a head, a recipe and a command; importing it ends the process."""
-    name = f"mmkit_stranger{number}"
-    (root / name).mkdir()
-    (root / name / "__init__.py").write_text('raise SystemExit("imported")\n')
-    part = f'"""A part."""\n\n\nclass Part:\n    """Part {number} of a stranger."""\n\n\ndef command():\n    """Does nothing."""\n'
-    (root / name / "parts.py").write_text(part)
-    (root / name / f"tiny-{number}.yaml").write_text(f"# Recipe {number} of a stranger.\nmodel: {{}}\n")
-    info = root / f"{name}-1.{number}.dist-info"
-    info.mkdir()
-    requires = "Requires-Dist: mmkit>=0.1,<2\nRequires-Dist: torch>=2.11\n"
-    described = "\n# A readme\n" * 200
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: mmkit-stranger{number}\nVersion: 1.{number}\n{requires}\n{described}"
-    )
-    lists = [f"head.part{number} = {name}.parts:Part", f"recipe.tiny-{number} = {name}"]
-    lists += [f"command.do{number} = {name}.parts:command"] if number < 5 else []
-    (info / "entry_points.txt").write_text("\n".join(["[mmkit]", *lists, ""]))
 
 
 def seconds(path: str, *arguments: str) -> float:
@@ -57,8 +41,7 @@ def main() -> None:
     plugins = parser.parse_args().plugins
     here = os.environ.get("PYTHONPATH", "")
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(plugins):
-            write(Path(folder), number)
+        crowd(Site(Path(folder)), plugins)
         bare = seconds(here, "-c", "pass")
         for arguments in (["--help"], ["list"]):
             without = seconds(here, "-c", CODE, *arguments) - bare

@@ -21,11 +21,7 @@ import pluggy
 from mmkit import discovery, hooks
 from mmkit.discovery import Distribution
 from mmkit.errors import PluginError
-
-KINDS = (
-    "encoder", "connector", "tokenizer", "backbone", "head",
-    "modality", "positions", "router", "sampler", "source", "task", "metric", "launcher",
-)  # fmt: skip
+from mmkit.kinds import KINDS, named, unfit
 
 BUILTIN = (
     "mmkit.encoders", "mmkit.connectors", "mmkit.tokenizers", "mmkit.backbones", "mmkit.heads", "mmkit.samplers",
@@ -64,26 +60,29 @@ class Entry:
     about: str = field(default="", compare=False)
 
     def load(self) -> Any:
-        """Import and return the class or command. Raises `PluginError` with the reason where that fails."""
-        module, _, attribute = self.target.partition(":")
+        """Import and return the class or command. Raises `PluginError` with the reason where that fails, or where what is
+        there is not of the kind it is registered as."""
         try:
-            return getattr(importlib.import_module(module), attribute)
+            found = named(self.target)
         # A stranger's import may raise anything, SystemExit included; a mistake of ours keeps its traceback.
         except (Exception, SystemExit) as error:
             if self.owner == OWN and not isinstance(error, _ABSENT):
                 raise
-            raise PluginError(
-                f"{self.kind} {self.name!r}",
-                f"{self.target} of {self.owner} {self.version} cannot be loaded ({_reason(error)})",
-                f"reinstall or upgrade {self.owner}",
-            ) from error
+            raise self._broken(f"cannot be loaded ({_reason(error)})", f"reinstall or upgrade {self.owner}") from error
+        if wrong := unfit(self.kind, found):
+            raise self._broken(*wrong)
+        return found
+
+    def _broken(self, fact: str, remedy: str) -> PluginError:
+        about = f"{self.target} of {self.owner} {self.version} {fact}"
+        return PluginError(f"{self.kind} {self.name!r}", about, remedy, rule="part.broken")
 
     def qualified(self) -> Entry:
         """The same under ``owner/name``, which no other distribution can claim."""
         return replace(self, name=f"{self.owner}/{self.name}")
 
 
-@dataclass
+@dataclass(eq=False)
 class Registry:
     """All that one set of plugins provides. `load()` gives the installed set; tests build their own.
 
@@ -403,7 +402,8 @@ def _load(entry: Entry) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    """In one line, whatever form it has."""
+    return " ".join((str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}").split())
 
 
 _UNKNOWN = "0+unknown"

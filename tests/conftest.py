@@ -12,8 +12,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--update-golden`` writes the files of tests/golden anew instead of comparing with them."""
+    """``--update-golden`` writes the files of tests/golden anew instead of comparing with them; the others are the matrix's."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/*.json anew")
+    parser.addoption("--full", action="store_true", help="try all combinations of parts, not a sample of them")
+    parser.addoption("--matrix-seed", type=int, default=0, help="which sample of the combinations is tried")
 
 
 @pytest.fixture(scope="session", autouse=True)

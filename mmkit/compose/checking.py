@@ -11,7 +11,7 @@ from mmkit.compose.document import Place
 from mmkit.compose.loading import compose, places_of
 from mmkit.compose.recipe import Model, Recipe
 from mmkit.compose.rules import BY_NAME, BY_PORT, Case, Rule, named_specs
-from mmkit.errors import MmkitError, Problem, RecipeError
+from mmkit.errors import MmkitError, PluginError, Problem, RecipeError
 from mmkit.registry import Registry
 
 ABSENT = frozenset(("part.unknown", "part.broken", "part.contested", "weights.unreachable"))
@@ -67,20 +67,31 @@ def located(places: Mapping[str, Place], place: str, fact: str, remedy: str, rul
 
 def _by_port(case: Case, places: Mapping[str, Place]) -> list[Problem]:
     # Torch is only imported here: everything before needs none.
-    import torch
-
+    from mmkit.compose.hollow import hollow
     from mmkit.compose.wiring import Wiring
 
-    problems: list[Problem] = []
+    problems = list(_unloadable(case.model, places))
+    if problems:
+        return problems
 
     def report(path: str, error: MmkitError) -> None:
         if not path.startswith("streams."):  # an unknown modality: a rule by name has said so
             problems.append(_from_part(case.model, places, path, error))
 
-    with torch.device("meta"):
+    with hollow():
         wired = Wiring(case.model, None, case.registry, report, tolerant=True).wired()
     built = dataclasses.replace(case, wired=wired)
     return [*problems, *_apply(BY_PORT, built, places)]
+
+
+def _unloadable(model: Model, places: Mapping[str, Place]) -> Iterator[Problem]:
+    """Parts whose options could be read, and that cannot be imported or are not of their kind."""
+    for path, spec in named_specs(model):
+        try:
+            spec.entry.load()
+        except PluginError as error:
+            problem = error.problem
+            yield located(places, f"{path}.type", problem.fact, problem.remedy, problem.rule)
 
 
 def _from_part(model: Model, places: Mapping[str, Place], path: str, error: MmkitError) -> Problem:

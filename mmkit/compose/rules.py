@@ -404,3 +404,13 @@ def _reconstruction_images(case: Case) -> Iterator[Finding]:
             for term in asked:
                 fact = f"it looks at pictures, and tokenizer {name!r} reconstructs {tokenizer.port.modality}"
                 yield Finding(f"train.reconstruction.{term}", fact, f"leave `{term}` out")
+
+
+@_rule("connector.whole", BY_PORT)
+def _connector_whole(case: Case) -> Iterator[Finding]:
+    for name, stream in case.streams.items():
+        head, connector = case.parts.heads.get(stream.head or ""), case.parts.connectors.get(stream.source)
+        if head is not None and connector is not None and connector.whole and head.shift == -1:
+            fact = f"head {stream.head!r} writes one token at a time, and the connector of {stream.source!r} reads whole contents"
+            remedy = "leave the connector's positions out, or name a head that fills whole spans"
+            yield Finding(f"model.streams.{name}.head", fact, remedy)

@@ -83,6 +83,7 @@ class MLP(Connector):
             self.positions = (
                 SinCos(dim) if config.position == "sincos" else AxisTables(source.axes, config.max_grid, dim)
             )
+        self.whole = self.positions is not None
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The grid with its last two axes, or its only one, divided by `merge`.

@@ -60,6 +60,7 @@ class Patchify(Connector):
         elif config.position == "sincos":
             centre = config.max_grid if config.origin == "centre" else None
             self.positions = SinCos(dim, centre_of=centre, scale=config.scale)
+        self.whole = self.positions is not None
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The grid of patches. Raises `ContractError` where it does not divide, or has no positions."""

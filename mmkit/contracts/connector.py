@@ -27,6 +27,9 @@ class Connector(Part):
     """What stands at one token after `fold`."""
     table: nn.Parameter | None = None
     """The ``[codes, D]`` embedding table, where there is one: a head may tie its output to it."""
+    whole: bool = False
+    """True where `forward` needs all tokens of a content at once, as positions in a grid and resamplers do: no head that
+    writes one token at a time (``shift == -1``) can learn its stream then. The others get single tokens with grid ``(1,)``."""
 
     def grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The token grid made, in the end, of a source grid. Raises `ContractError` where it does not divide."""

@@ -59,7 +59,6 @@ class Denoiser(Head[Denoising]):
         """Raises `ContractError` on streams without latents, of open length, or of different widths, on a sampler of another
         process, and on a number of steps that it cannot take."""
         super().__init__(config, targets, marks, dim)
-        assert marks == 0, "marks are codes, and a head over latents has none"
         self.config = config
         self.process = process
         self.sampler: Sampler[Any] = config.sampler.build(process)
@@ -70,6 +69,7 @@ class Denoiser(Head[Denoising]):
         self.conditions = config.time == "adaln"
         self.guidance = config.guidance
         self.channels = latent_width(targets)
+        assert marks == 0, "marks are codes, and a head over latents has none"
         self.time = TimestepEmbedding(dim, scale=time_scale) if config.time != "none" else None
         self.output = latent_output(dim, self.channels, config.depth, config.dim)
 

@@ -34,9 +34,11 @@ def main(job: dict[str, Any]) -> None:
         tell(begin=stage)
         entry = "" if stage == LIST else stage
         try:
+            reason = ""
             for check, reason, seconds in _timed(_stage(stage, job["owner"])):
                 tell(entry=entry, check=check, ok=not reason, reason=reason, seconds=seconds)
-            if entry.partition("/")[0] not in ("", "recipe", "command"):
+            # What cannot be imported, or is of another kind, has been said once.
+            if not reason and entry.partition("/")[0] not in ("", "recipe", "command"):
                 _conform(job["kit"], _entry(stage), tell)
         # A stranger's code may raise anything, SystemExit included; what it raises is what is found.
         except (Exception, SystemExit) as error:
@@ -93,15 +95,11 @@ def _provided(entry: Entry) -> Iterator[Told]:
     if entry.kind not in NO_OPTIONS:
         yield "options are read from the source, the part not imported", _typed(entry)
     try:
-        found = entry.load()
+        entry.load()
     except PluginError as error:
-        yield "it is imported", str(error)
+        yield "it is imported, and is of its kind", str(error)
         return
-    yield "it is imported", ""
-    if entry.kind == "command":
-        import click
-
-        yield "it is a click command", "" if isinstance(found, click.Command) else f"it is a {type(found).__name__}"
+    yield "it is imported, and is of its kind", ""
 
 
 def _typed(entry: Entry) -> str:

@@ -89,6 +89,19 @@ def contents_end_to_end_are_what_each_is_alone(case: ConnectorCase) -> None:
 
 @check("connector")
 @torch.no_grad()
+def single_tokens_are_what_they_are_together(case: ConnectorCase) -> None:
+    """Unless it declares that it reads `whole` contents, a token gives alone what it gives in its content."""
+    if case.part.whole:
+        raise Inapplicable("it reads whole contents")
+    tokens, grid = case.folded(case.part, case.inputs(case.part)[0])
+    alone = torch.cat([case.part(token[None], [(1,)]) for token in tokens])
+    together = case.part(tokens, [grid])
+    near = alone.shape == together.shape and torch.allclose(alone, together, atol=1e-5, rtol=1e-4)
+    demand(near, "whole", "it is false, and a token alone gives something else than among the others")
+
+
+@check("connector")
+@torch.no_grad()
 def no_token_gives_no_embedding(case: ConnectorCase) -> None:
     """An empty batch gives ``[0, D]``: a rank without this source still runs its connector."""
     tokens = case.folded(case.part, case.inputs(case.part)[0])[0][:0]

@@ -13,7 +13,8 @@ from mmkit.registry import Registry
 from mmkit.testing.catalogue import Inapplicable
 
 TEXTS = ("a red circle", "0 1 2", "é ✓", "left of the blue square")
-SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
+Sizes = dict[str, tuple[tuple[int, ...], ...]]
+SIZES: Sizes = {
     "image": ((16, 16), (16, 24), (24, 16), (32, 32), (64, 48), (224, 224)),
     "video": ((2, 16, 16), (2, 16, 24), (4, 16, 16), (4, 32, 32), (5, 16, 16), (5, 32, 48)),
 }
@@ -31,15 +32,19 @@ def draw(modality: str, size: tuple[int, ...], seed: int) -> Tensor:
 
 
 def contents(
-    modality: str, registry: Registry, grid: Callable[[tuple[int, ...]], Any] | None = None, seed: int = 0
+    modality: str,
+    registry: Registry,
+    grid: Callable[[tuple[int, ...]], Any] | None = None,
+    seed: int = 0,
+    sizes: Sizes = SIZES,
 ) -> list[Any]:
     """Three contents of a modality, of sizes that `grid` takes. Raises `Inapplicable` where none can be had."""
     if modality == "text":
         return [*TEXTS[:SHOWN]] if not seed else [TEXTS[(seed + i) % len(TEXTS)] + "!" for i in range(SHOWN)]
-    if modality in SIZES:
-        taken = [size for size in SIZES[modality] if _takes(grid, size)][:SHOWN]
+    if modality in sizes:
+        taken = [size for size in sizes[modality] if _takes(grid, size)][:SHOWN]
         if not taken:
-            raise Inapplicable(f"it takes none of the sizes {', '.join(map(str, SIZES[modality]))}")
+            raise Inapplicable(f"it takes none of the sizes {', '.join(map(str, sizes[modality]))}")
         return [draw(modality, size, 10 * seed + i) for i, size in enumerate(taken)]
     examples = getattr(registry.find("modality", modality).load(), "examples", None)
     if examples is None:

@@ -12,29 +12,9 @@ from torch import Tensor, nn
 
 from mmkit.contracts.part import Part
 from mmkit.errors import ContractError
-from mmkit.registry import KINDS
-from mmkit.testing.cases import Case, PartCase, duplicate, map_tensors
+from mmkit.testing.cases import PartCase, duplicate, map_tensors
 from mmkit.testing.catalogue import PARTS, Inapplicable, check, demand
 from mmkit.testing.surroundings import outputs_after, same
-
-CONTRACTS = {
-    "encoder": "encoder:Encoder", "connector": "connector:Connector", "tokenizer": "tokenizer:Tokenizer",
-    "backbone": "backbone:Backbone", "head": "head:Head", "source": "source:Source", "modality": "modality:Modality",
-    "positions": "positions:Positions", "sampler": "sampler:Sampler", "task": "evaluation:Task", "metric": "evaluation:Metric",
-    "launcher": "launcher:Launcher",
-}  # fmt: skip
-
-
-@check(*[kind for kind in KINDS if kind in CONTRACTS], each=False)
-def it_is_of_its_kind(case: Case) -> None:
-    """The class is a concrete subclass of its kind's contract."""
-    import importlib
-
-    module, _, name = CONTRACTS[case.entry.kind].partition(":")
-    contract = getattr(importlib.import_module(f"mmkit.contracts.{module}"), name)
-    demand(issubclass(case.cls, contract), case.entry.target, f"it is no {name}")
-    left = sorted(getattr(case.cls, "__abstractmethods__", ()))
-    demand(not left, case.entry.target, f"{', '.join(left)} of {name} {'is' if len(left) == 1 else 'are'} not defined")
 
 
 @check(*PARTS)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from mmkit.contracts.encoder import Encoder
+from mmkit.contracts.head import Head
 from mmkit.contracts.modality import Modality
 from mmkit.contracts.options import Count, Spec, part
 from mmkit.contracts.port import Port
@@ -33,7 +34,16 @@ class Inner:
     mode: Mode = "fast"
 
 
-class Whole(torch.nn.Module):
+class Mute(Head):
+    """A head that is never asked anything."""
+
+    def __init__(self, config: Any, *args: Any) -> None:
+        torch.nn.Module.__init__(self)
+
+    prepare = predict = loss = begin = feed = step = finish = None  # type: ignore[assignment]
+
+
+class Whole(Mute):
     """A part with options of every shape.
 
     More is said further down.
@@ -67,7 +77,7 @@ class Whole(torch.nn.Module):
                 raise ContractError("size", f"{self.size} is more than {LIMIT}", "make it smaller", rule="head.width")
 
     def __init__(self, config: Config, *args: Any) -> None:
-        super().__init__()
+        super().__init__(config)
         assert isinstance(config, Whole.Config)
         assert config.inner is None or isinstance(config.inner, Inner)
         self.weight = torch.nn.Parameter(torch.randn(config.size))
@@ -91,7 +101,7 @@ def _made() -> type:
     return Config
 
 
-class Late:
+class Late(Mute):
     """Its options are made by code, so they can only be had by importing it."""
 
     Config = _made()

@@ -31,6 +31,17 @@ def test_a_swapped_backbone_still_fits(kind: str, tmp_path: Path) -> None:
     assert found(tmp_path, GOOD, f"model.backbone.type={kind}") == []
 
 
+def test_a_head_that_writes_token_by_token_needs_a_connector_that_reads_so(tmp_path: Path) -> None:
+    """Positions in a grid are of whole contents: refused where single tokens come, and right where whole spans do."""
+    codes = "{type: vq, codebook_size: 16, stride: 4, base_dim: 8, connector: {type: mlp, position: learned}}"
+    text = GOOD.replace("{type: kl_vae, channels: 4, stride: 4, base_dim: 8}", codes)
+    text = text.replace("attend: block, head: paint", "head: paint")
+    text = text.replace("{type: flow, time: add, guidance: {scale: 2.0, drop: 0.1}}", "{type: %s}")
+    assert found(tmp_path, text % "ar") == [(14, "connector.whole")]
+    assert found(tmp_path, text % "masked") == []
+    assert found(tmp_path, (text % "ar").replace(", position: learned", "")) == []
+
+
 def test_check_raises_all_that_examine_finds(tmp_path: Path) -> None:
     overrides = ["model.streams.text.attend=block", "model.heads.paint.time=adaln", "train.loss_weights={sya: 1}"]
     (tmp_path / "r.yaml").write_text(GOOD)

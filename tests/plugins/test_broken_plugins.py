@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from distributions import PART, Site
 
 from mmkit import cli
-from mmkit.compose import loads
+from mmkit.compose import check, loads
 from mmkit.errors import PluginError, RecipeError
 
 HOOK = """
@@ -50,6 +50,14 @@ AT_HOOKS = {
     "talkative": (HOOK.format(name="other", target="a:B"), "connector 'other' is registered and not listed"),
     "differing": (HOOK.format(name="differing", target="a:B"), "is listed as differing_kit:Glue and registered as a:B"),
     "gone": ("raise SystemExit", "SystemExit"),
+}  # fmt: skip
+# By what stands where the target says: the module's text, the kind it is listed as, and what the reason must say.
+OF_THEIR_KIND = {
+    "headed": (PART, "head", "is of kind connector, not of kind head. list it as `connector.NAME`"),
+    "classless": (PART.replace("(Connector)", ""), "connector", "is a class of its own, not of kind connector. derive it from "),
+    "function": ("def Glue(): ...", "source", "is a function, not a class. name the class of the source"),
+    "unfinished": (PART.replace("def forward", "def backward"), "connector", "leaves out forward. write what mmkit.contracts."),
+    "bare": ("def Glue(): ...", "command", "is a function, not a click command"),
 }  # fmt: skip
 # By their list alone: the entries, what they need of mmkit, and what the reason must say.
 BY_LIST = {
@@ -97,6 +105,45 @@ def test_code_that_cannot_be_imported(name: str, site: Site) -> None:
     assert loose.exit_code == 0 and strict.exit_code == 1
     assert f"broken: {name}-kit: " in strict.output and reason in strict.output
     assert list(known.broken) == [f"{name}-kit"]
+
+
+@pytest.mark.parametrize("name", OF_THEIR_KIND)
+def test_targets_that_are_not_of_the_kind_they_are_listed_as(name: str, site: Site) -> None:
+    text, kind, reason = OF_THEIR_KIND[name]
+    site.add(f"{name}-kit", {f"{kind}.{name}": f"{name}_kit:Glue"}, {f"{name}_kit/__init__.py": text})
+    sound(site, name)
+    known = site.read()
+    with pytest.raises(PluginError) as caught:
+        known.find(kind, name).load()
+    assert f"{name}_kit:Glue of {name}-kit 1.0 {reason}" in str(caught.value)
+    strict = mmkit("list", "--strict")
+    assert strict.exit_code == 1 and f"broken: {name}-kit: " in strict.output and reason in strict.output
+    assert f"sound-{name}" in mmkit("list").output
+
+
+def test_what_is_not_of_its_kind_is_said_by_the_check_once(site: Site) -> None:
+    entries = {f"{kind}.{name}": f"many_{name}:Glue" for name, (_, kind, _) in OF_THEIR_KIND.items()}
+    site.add("many-kit", entries, {f"many_{name}.py": text for name, (text, *_) in OF_THEIR_KIND.items()})
+    site.read()
+    told = mmkit("plugin", "check", "many-kit")
+    assert told.exit_code == 1
+    failed = [line for line in told.output.splitlines() if "failed: it is imported, and is of its kind: " in line]
+    assert len(failed) == len(entries)
+    assert all(any(reason in line for line in failed) for _, _, reason in OF_THEIR_KIND.values())
+    assert "it builds" not in told.output
+
+
+def test_a_recipe_that_names_a_part_of_another_kind(site: Site) -> None:
+    site.add(
+        "classless-kit",
+        {"connector.classless": "classless_kit:Glue"},
+        {"classless_kit.py": OF_THEIR_KIND["classless"][0]},
+    )
+    site.read()
+    with pytest.raises(RecipeError) as caught:
+        check(loads(RECIPE % "classless"))
+    (problem,) = caught.value.problems
+    assert (problem.rule, problem.place, problem.line) == ("part.broken", "model.tokenizers.pixels.connector.type", 3)
 
 
 @pytest.mark.parametrize("name", AT_HOOKS)

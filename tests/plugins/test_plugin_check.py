@@ -118,7 +118,8 @@ def test_a_sound_plugin(site: Site) -> None:
     assert re.fullmatch(r"calm-kit source/calm: 4 of 4 checks hold \(\d+\.\d s\)", part)
     assert result.stderr.splitlines() == ["checking calm-kit list", "checking calm-kit source/calm"]
     assert [f["check"] for f in findings("source/calm")] == [
-        "options are read from the source, the part not imported", "it is imported", "it stays the same", "widths are true",
+        "options are read from the source, the part not imported", "it is imported, and is of its kind",
+        "it stays the same", "widths are true",
     ]  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def test_a_part_that_misbehaves_while_it_is_looked_at(how: str, site: Site) -> N
 def test_code_that_cannot_be_imported(text: str, reason: str, site: Site) -> None:
     add(site, "sour", text)
     wrong = failed("sour-kit")
-    assert reason in wrong["it is imported"], wrong
+    assert reason in wrong["it is imported, and is of its kind"], wrong
 
 
 @pytest.mark.parametrize("where", ["at import", "while it is looked at"])
@@ -230,7 +231,7 @@ def test_recipes_and_commands(site: Site) -> None:
     site.read()
     wrong = failed("wry-kit")
     assert "wry-tiny.yaml:1:9: model.haeds" in wrong["the recipe has no mistake"]
-    assert wrong["it is a click command"] == "it is a function"
+    assert "is a function, not a click command" in wrong["it is imported, and is of its kind"]
 
 
 def test_weights_that_are_not_on_this_machine_are_no_mistake_of_a_recipe(site: Site) -> None:

@@ -51,6 +51,7 @@ FAULTS = {
     "Meddler": ("metric", "measuring_changes_nothing", "it changes a record"),
 }
 ALSO = {
+    "Mixer": ("connector", "single_tokens_are_what_they_are_together", "whole: it is false"),
     "Blind": ("backbone", "nothing_is_seen_that_the_mask_hides", "plan"),
     "Rough": ("connector", "options_are_documented", "groups"),
     "Counting": ("sampler", "a_step_is_a_function_of_its_state", "the same state goes on otherwise"),
