@@ -119,7 +119,9 @@ def test_slices_stand_in_the_recipes_order_and_text_keeps_its_weights():
 
 
 def test_a_published_output_matrix_is_split_among_the_streams():
-    targets = [TargetPort(n, Port(n, "codes", codebook_size=s), open=n == "text") for n, s in (("text", 5), ("image", 3))]
+    targets = [
+        TargetPort(n, Port(n, "codes", codebook_size=s), open=n == "text") for n, s in (("text", 5), ("image", 3))
+    ]
     head = AR(AR.Config(), targets, 2, 4)
     matrix = torch.randn(8, 4)
     found = head.from_published({"weight": matrix})
