@@ -73,7 +73,7 @@ class Line(Positions):
         return places, after
 
     def frequencies(self, head_dim: int) -> tuple[Tensor, Tensor]:
-        """None."""
+        """None, since the model's own layers turn."""
         return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
 
 

@@ -29,15 +29,23 @@ def deepseek() -> Auto:
     return Auto(Auto.Config(path=str(REAL / "deepseek_tokenizer.json")))
 
 
-@needs_real
-@pytest.mark.parametrize("name", ["deepseek_tokenizer.json", "bert_uncased_tokenizer.json"])
-def test_ids_of_a_file(name: str) -> None:
-    part = Auto(Auto.Config(path=str(REAL / name)))
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(REAL / name))
+def same_ids(part: Auto, path: Path) -> None:
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(path))
     assert part.port.codebook_size == max(theirs.get_vocab().values()) + 1
     for text, codes in zip(TEXTS, part.encode(TEXTS), strict=True):
         assert codes.dtype == torch.int64
         assert codes.tolist() == theirs.encode(text, add_special_tokens=False)
+
+
+@needs_real
+def test_ids_of_wordpiece() -> None:
+    path = REAL / "bert_uncased_tokenizer.json"
+    same_ids(Auto(Auto.Config(path=str(path))), path)
+
+
+@needs_real
+def test_ids_of_a_large_byte_level_one(deepseek: Auto) -> None:
+    same_ids(deepseek, REAL / "deepseek_tokenizer.json")
 
 
 @needs_real

@@ -61,7 +61,10 @@ def written(model: UnifiedModel, parts: list[Any], monkeypatch: pytest.MonkeyPat
     return seen[-1].tolist()
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "phi", "gpt2", "gemma3_text", "mixtral", "deepseek_v3"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "phi", "gemma3_text", "deepseek_v3")]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", *SLOW])
 def test_greedy_texts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = paired(name)
     rule, offset = model.router.rules["text"], model.heads["say"].vocabulary.of(MARKS).offset

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 import torch
 from mmkit_transformers.causal_lm import CausalLM
-from tiny_models import BLOCK, CAUSAL, DECODERS, decoder, laid, mask_of, packed
+from tiny_models import BLOCK, CAUSAL, NAMES, decoder, laid, mask_of, packed, pair
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
@@ -20,22 +20,20 @@ from mmkit.errors import CheckpointError
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.mark.parametrize("name", list(DECODERS))
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_a_causal_text(name: str) -> None:
-    model = tiny_models.theirs(name)
-    part = tiny_models.ours(name, model)
+    model, part = pair(name)
     x_TD = torch.randn(11, 32)
     found = part(packed(part, [laid(part, (CAUSAL, (11,)))], x_TD)).x_TD
     assert_close(found, decoder(model)(inputs_embeds=x_TD[None], use_cache=False).last_hidden_state[0], **CLOSE)
 
 
-@pytest.mark.parametrize("name", list(DECODERS))
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_text_around_an_image_that_sees_all_of_itself(name: str) -> None:
     """Against the library's eager attention under the explicit mask; two documents, so that packing shows too."""
-    model = tiny_models.theirs(name)
-    part = tiny_models.ours(name, model)
+    model, part = pair(name)
     documents = [
         laid(part, (CAUSAL, (3,)), (BLOCK, (2, 3)), (CAUSAL, (4,))),
         laid(part, (BLOCK, (2, 2)), (CAUSAL, (2,))),
@@ -53,8 +51,7 @@ def test_text_around_an_image_that_sees_all_of_itself(name: str) -> None:
 
 @torch.no_grad()
 def test_the_mask_matters_to_that_comparison() -> None:
-    model = tiny_models.theirs("llama")
-    part = tiny_models.ours("llama", model)
+    _, part = pair("llama")
     x_TD = torch.randn(10, 32)
     block, causal = ([laid(part, (CAUSAL, (4,)), (rule, (6,)))] for rule in (BLOCK, CAUSAL))
     apart = (part(packed(part, block, x_TD)).x_TD - part(packed(part, causal, x_TD)).x_TD).abs().amax(-1)
@@ -85,6 +82,21 @@ def test_three_axes_of_positions() -> None:
         use_cache=False,
     ).last_hidden_state[0]  # fmt: skip
     assert_close(part(ready).x_TD, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "deepseek_v3"])
+@torch.no_grad()
+def test_what_no_checkpoint_holds_survives(name: str) -> None:
+    """Frequencies are computed on the meta device too, outlive `to_empty`, and are not rounded by a cast."""
+    _, part = pair(name)
+    with torch.device("meta"):
+        bare = tiny_models.ours(name)
+    bare.to_empty(device="cpu").load_state_dict(part.state_dict())
+    kept = dict(part.named_buffers())
+    assert kept or name == "gpt2"
+    for other in (bare, bare.to(torch.bfloat16)):
+        for buffer_name, buffer in other.named_buffers():
+            assert torch.equal(buffer, kept[buffer_name])
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from mmkit_transformers.causal_lm import CausalLM
 from torch import Tensor, nn
@@ -50,6 +52,11 @@ DECODERS: dict[str, dict[str, Any]] = {
 DECODERS["opt"].pop("intermediate_size")
 
 
+ALIKE = ("qwen2", "gemma", "mistral", "phi3", "gpt_neox", "opt", "olmo2", "qwen3_moe")
+"""Those whose every kind of block another one has, too."""
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in DECODERS]
+
+
 def theirs(name: str, *, seed: int = 0, **changes: Any) -> nn.Module:
     """The library's own causal language model, in evaluation mode, every parameter drawn anew: zeros and ones hide mistakes."""
     torch.manual_seed(seed)
@@ -68,6 +75,13 @@ def ours(name: str, model: nn.Module | None = None, **changes: Any) -> CausalLM:
     if model is not None:
         part.load_state_dict(part.from_published(model.state_dict()))
     return part
+
+
+@functools.cache
+def pair(name: str) -> tuple[nn.Module, CausalLM]:
+    """The library's model and the backbone with its weights, shared by all tests that change neither."""
+    model = theirs(name)
+    return model, ours(name, model)
 
 
 def decoder(model: nn.Module) -> nn.Module:
