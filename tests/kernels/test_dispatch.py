@@ -220,6 +220,8 @@ def test_a_model_runs_by_the_kernels_of_its_recipe(caplog: pytest.LogCaptureFixt
     torch.testing.assert_close(losses["reference"], losses["batches"], rtol=1e-5, atol=1e-6)
 
 
+# The kernels above are known to this file alone, and their module is loaded.
+@pytest.mark.filterwarnings("ignore:.*which is not installed")
 def test_training_and_judging_go_by_them_too(caplog: pytest.LogCaptureFixture, known: Registry, tmp_path: Path) -> None:
     recipe = loads(TOKENIZER, registry=known)
     dispatch._say_once.cache_clear()
