@@ -238,7 +238,7 @@ def _sorted(kind: type, config: Diffusers.Config, flows: bool) -> tuple[dict[str
     if flows and config.scheduler in SOLVERS:
         ours |= dict.fromkeys(SPACING, "on a flow it means nothing")
     if config.scheduler == "DDPMScheduler":
-        del ours["variance_type"]
+        ours["variance_type"] = "only its default leaves no noise at the end"
     of_step = OF_STEP.get(config.scheduler, ())
     known = [*(name for name in made if name not in ours), *of_step]
     for name, value in config.options.items():
