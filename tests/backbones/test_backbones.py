@@ -1,4 +1,4 @@
-"""What every backbone must do, in all its dresses.
+"""What every backbone must do, in all its dresses: the conformance kit, with more options than it tries by itself, and more.
 
 Tolerances of 1e-5 (1e-4 for gradients, which add up over tokens): float32, where other shapes mean another order of sums.
 """
@@ -18,8 +18,15 @@ from mmkit.errors import ContractError
 from mmkit.sequence.layout import join
 from mmkit.sequence.tracker import Tracker
 from mmkit.sequence.visibility import Visibility
+from mmkit.testing import conformance
 
 everywhere = pytest.mark.parametrize("name", SETS)
+DRESSES = {
+    ("backbone", kind): tuple({**TINY, **own} for other, own in SETS.values() if other == kind and own)
+    for kind in CLASSES
+}
+
+test_conformance_of_dresses = conformance(*(f"backbone/{kind}" for kind in CLASSES), examples=DRESSES, slow=False)
 
 
 def part(packed: Packed, index: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -70,53 +77,6 @@ def test_cached_equals_uncached(name: str) -> None:
             None if packed.condition_TD is None else packed.condition_TD[index],
         )  # fmt: skip
         assert_close(backbone(given, cache).x_TD, whole[index], atol=1e-5, rtol=1e-5)
-
-
-@everywhere
-def test_recompute_changes_nothing(name: str) -> None:
-    backbone = build_set(name)
-    results = []
-    for recompute in (False, True):
-        backbone.recompute = recompute
-        backbone.zero_grad()
-        hidden = backbone(mixed(backbone)[1])
-        (hidden.x_TD.square().mean() + sum(hidden.losses.values())).backward()
-        results.append((hidden.x_TD.detach(), [p.grad.clone() for p in backbone.parameters()]))
-    assert torch.equal(results[0][0], results[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-
-
-@everywhere
-def test_gradients_reach_every_parameter_and_input(name: str) -> None:
-    backbone = build_set(name)
-    packed = mixed(backbone)[1]
-    leaves = [packed.x_TD.requires_grad_()] + ([packed.condition_TD.requires_grad_()] if backbone.modulates else [])
-    hidden = backbone(packed)
-    (hidden.x_TD * torch.randn_like(hidden.x_TD)).sum().backward()
-    still = [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
-    # The third stream has no token here: its tower or pool is used, with gradient 0.
-    assert [n for n in still if ".memory." not in n] == []
-    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
-    assert all(leaf.grad.abs().sum(-1).min() > 0 for leaf in leaves)
-
-
-@everywhere
-def test_the_meta_device_and_the_seed_decide_nothing_else(name: str) -> None:
-    first, again, other = (build_set(name, seed=seed, lively=False) for seed in (3, 3, 4))
-    with torch.device("meta"):
-        meta = build_set(name, lively=False)
-    assert {k: v.shape for k, v in meta.state_dict().items()} == {k: v.shape for k, v in first.state_dict().items()}
-    assert all(v.is_meta for v in meta.state_dict().values())
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    assert not torch.equal(first.blocks[0].state_dict()[_first(first)], other.blocks[0].state_dict()[_first(other)])
-    # A model built on meta and then filled works: nothing it derives was lost there.
-    meta.to_empty(device="cpu").load_state_dict(first.state_dict())
-    packed = mixed(first)[1]
-    assert torch.equal(meta(packed).x_TD, first(packed).x_TD)
-
-
-def _first(backbone: torch.nn.Module) -> str:
-    return next(name for name in backbone.blocks[0].state_dict() if name.endswith("qkv.weight"))
 
 
 @everywhere

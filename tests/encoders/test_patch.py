@@ -94,16 +94,6 @@ def test_batched_equals_single_and_order_is_kept() -> None:
     assert encoder([]) == []
 
 
-def test_every_parameter_gets_a_gradient_and_frozen_ones_none() -> None:
-    encoder = build(patch=4, dim=10, norm="layer", position="learned", max_grid=2)
-    # Weighted, since the sum of squares of a layer norm's output hardly depends on what enters.
-    weights = torch.randn(2, 2, 10)
-    (encoder(images((8, 8)))[0] * weights).sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in encoder.parameters())
-    encoder.requires_grad_(False)
-    assert not encoder(images((8, 8)))[0].requires_grad
-
-
 def test_meta_bf16_and_state_dict() -> None:
     options = {"patch": 4, "dim": 10, "norm": "layer", "position": "learned"}
     encoder = build(**options)
