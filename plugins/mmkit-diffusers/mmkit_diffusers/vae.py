@@ -5,6 +5,8 @@ Shape suffixes: B contents of one size, C latent channels, F frames, H and W hei
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -93,16 +95,15 @@ class DiffusersVAE(Standardized):
             raise ContractError("modality", f"{described.name} reads images", f"use one of {', '.join(VIDEOS)}")
         if described.options.get("timestep_conditioning"):
             raise ContractError("config.timestep_conditioning", "a decoder that denoises is not wrapped", "use another")
-        bare = described.bare()
-        stride, frames, channels, samples = _measured(bare, spatial)
-        if config.posterior == "sample" and not samples:
+        anatomy = _measured(described.name, json.dumps(described.options))
+        if config.posterior == "sample" and not anatomy.samples:
             raise ContractError("posterior", f"{described.name} has no posterior", "leave `posterior` out")
-        super().__init__(channels, *_statistics(config, bare.config))
-        self.config, self.spatial, self.samples = config, spatial, samples
-        self.stride, self.frames = stride, frames
+        super().__init__(anatomy.channels, *_statistics(config, anatomy.config))
+        self.config, self.spatial = config, spatial
+        self.stride, self.frames, self.samples = anatomy.stride, anatomy.frames, anatomy.samples
         self.keepable = config.posterior == "mode"
         self.model = described.build()
-        self.port = Port(modality, "latents", width=channels, trained_by_reconstruction=True)
+        self.port = Port(modality, "latents", width=anatomy.channels, trained_by_reconstruction=True)
 
     @property
     def last_weight(self) -> nn.Parameter:
@@ -211,19 +212,31 @@ def _drawn(mean: Tensor, log_variance: Tensor) -> Tensor:
     return mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
 
 
-@torch.no_grad()
-def _measured(bare: nn.Module, spatial: bool) -> tuple[int, int, int, bool]:
-    """Pixels along each axis and frames per latent, channels, and whether there is a posterior.
+@dataclass(frozen=True)
+class Anatomy:
+    """What must be known of a model before it has weights: pixels along each axis and frames per latent, channels, whether it
+    has a posterior, and its config with all defaults."""
 
-    Measured on a copy without memory: what configs say of it (``scale_factor_spatial``) is not what the layers do.
-    """
+    stride: int
+    frames: int
+    channels: int
+    samples: bool
+    config: Any
+
+
+@functools.lru_cache(maxsize=32)
+@torch.no_grad()
+def _measured(name: str, options: str) -> Anatomy:
+    """Measured on a copy without memory: what configs say of it (``scale_factor_spatial``) is not what the layers do."""
+    bare = Described(name, json.loads(options), "config").bare()
     frames, side = MEASURED
-    output = bare.encode(torch.zeros(1, 3, *([frames] if spatial else []), side, side, device="meta"))
-    has_posterior, said = hasattr(output, "latent_dist"), _said(output)
-    kept = said.shape[2] if spatial else frames
+    output = bare.encode(torch.zeros(1, 3, *([frames] if name in VIDEOS else []), side, side, device="meta"))
+    samples, said = hasattr(output, "latent_dist"), _said(output)
+    kept = said.shape[2] if name in VIDEOS else frames
     if kept < 2 or (frames - 1) % (kept - 1) or side % said.shape[-1]:
         raise ContractError("config", f"{frames} frames of {side} x {side} give {list(said.shape)}", "use another")
-    return side // said.shape[-1], (frames - 1) // (kept - 1), said.shape[1] // (1 + has_posterior), has_posterior
+    stride, temporal = side // said.shape[-1], (frames - 1) // (kept - 1)
+    return Anatomy(stride, temporal, said.shape[1] // (1 + samples), samples, bare.config)
 
 
 def _statistics(config: DiffusersVAE.Config, known: Any) -> tuple[PerChannel, PerChannel]:
