@@ -151,7 +151,7 @@ class Codec(Tokenizer):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.port = Port("sound", "codes", codebook_size=4, trained_by_reconstruction=True)
+        self.port = Port("sound", "codes", codebook_size=4, trained_by_reconstruction=True, axes=1)
 
     def encode(self, contents: Sequence[Any]) -> list[torch.Tensor]:
         return [torch.zeros(len(c), dtype=torch.int64) for c in contents]
@@ -175,7 +175,7 @@ class Ear(Encoder):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.port = Port("sound", "features", config.width)
+        self.port = Port("sound", "features", config.width, axes=1)
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return size
