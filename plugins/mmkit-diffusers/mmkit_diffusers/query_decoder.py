@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
 from mmkit.contracts.head import Head
-from mmkit.contracts.options import Count, Guidance, Positive
+from mmkit.contracts.options import Count, Guidance, Positive, Spec, part
 from mmkit.contracts.port import Needs, TargetPort
+from mmkit.contracts.sampler import Prediction, Sampler, State
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
 from mmkit.nn.guidance import FULL, acts, combine
 from mmkit.nn.latents import latent_width, spread
+from mmkit.nn.process import StraightProcess, shifted
 from mmkit.nn.projection import hidden_layers
 from mmkit_diffusers.decoders import DECODERS, LatentDecoder
 from mmkit_diffusers.wrapped import Described, Value, published
@@ -40,22 +42,21 @@ class Noised(Prepared):
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """One span on its way from noise to latents: ``x_SC`` (float32) stands at ``times[index]``."""
+    """One span on its way from noise to latents: `walk` is its sampler's state, `read` tells whether the queries were."""
 
     request: Request
-    x_SC: Tensor
-    times: tuple[float, ...]
-    index: int = 0
+    walk: State
+    read: bool = False
 
     @property
     def done(self) -> bool:
         """True once no noise is left."""
-        return self.index == len(self.times) - 1
+        return self.walk.done
 
     @property
     def progress(self) -> float:
         """1 minus the noise level."""
-        return 1 - self.times[self.index]
+        return 1 - self.walk.level.time
 
 
 class QueryDecoder(Head[Drawing]):
@@ -100,7 +101,8 @@ class QueryDecoder(Head[Drawing]):
             weighting: density of training times before the shift: ``uniform``, or ``logit_normal`` (SD3).
             logit_mean, logit_std: of the logit-normal density; a positive mean favours noise.
             shift: moves times towards noise, in training and in sampling, for larger images: ``shift * t / (1 + (shift - 1) * t)``.
-            steps: steps of sampling, by Euler's method.
+            sampler: how noise becomes latents: ``euler``, ``heun``, or another that is installed.
+            steps: steps of sampling.
             guidance: classifier-free guidance on velocities; branches differ in what the queries have seen.
         """
 
@@ -112,6 +114,7 @@ class QueryDecoder(Head[Drawing]):
         logit_mean: float = 0.0
         logit_std: Positive = 1.0
         shift: Positive = 1.0
+        sampler: Spec = part("sampler", default="euler")
         steps: Count = 25
         guidance: Guidance | None = None
 
@@ -119,12 +122,15 @@ class QueryDecoder(Head[Drawing]):
     combines = True
 
     def __init__(self, config: Config, targets: Sequence[TargetPort], marks: int, dim: int) -> None:
-        """Raises `ContractError` on streams without latents, of open length or of different widths, and on a decoder that
-        diffusers does not build, or not for these latents."""
+        """Raises `ContractError` on streams without latents, of open length or of different widths, on a decoder that
+        diffusers does not build, or not for these latents, and on a number of steps that the sampler cannot take."""
         super().__init__(config, targets, marks, dim)
         assert marks == 0, "marks are codes, and this head has none"
         self.config = config
         self.guidance = config.guidance
+        self.sampler: Sampler[Any] = config.sampler.build(StraightProcess(config.shift))
+        with torch.device("cpu"):
+            self.sampler.begin(torch.zeros(1, 1), config.steps, Generator("cpu"))
         self.channels = latent_width(targets)
         described = Described.read(config.decoder, tuple(DECODERS), "decoder")
         self.decoder = LatentDecoder(described, self.channels, dim, config.queries)
@@ -169,10 +175,7 @@ class QueryDecoder(Head[Drawing]):
             t = torch.rand((), generator=generator)
         else:
             t = torch.sigmoid(self.config.logit_mean + self.config.logit_std * torch.randn((), generator=generator))
-        return self._shifted(t.item()), torch.randn(count, self.channels, generator=generator)
-
-    def _shifted(self, t: float) -> float:
-        return self.config.shift * t / (1 + (self.config.shift - 1) * t)
+        return shifted(t, self.config.shift).item(), torch.randn(count, self.channels, generator=generator)
 
     def predict(self, hidden_SD: Tensor) -> Tensor:
         """Hidden states of queries to what the decoder attends to: ``[T, D]`` to ``[T, E]``."""
@@ -200,27 +203,26 @@ class QueryDecoder(Head[Drawing]):
 
     def begin(self, request: Request) -> Drawing:
         """Noise at time 1, drawn on the CPU."""
-        noise_SC = torch.randn(request.count, self.channels, generator=request.generator)
+        noise_SC = torch.randn(request.count, self.channels, generator=request.generator).to(request.device)
         steps = request.sampling.steps or self.config.steps
-        times = tuple(self._shifted(1 - i / steps) for i in range(steps + 1))
-        return Drawing(request, noise_SC.to(request.device), times)
+        return Drawing(request, self.sampler.begin(noise_SC, steps, request.generator))
 
     def feed(self, state: Drawing) -> Feed | None:
         """The queries, once: what became of them is all that the decoder needs."""
-        return Feed(None, x_SD=self.queries_QD) if state.index == 0 else None
+        return None if state.read else Feed(None, x_SD=self.queries_QD)
 
     def step(self, state: Drawing, prediction: Mapping[str, Tensor]) -> Drawing:
-        """One step of Euler's method along the velocity that the branches' conditions ``[Q, E]`` give together."""
-        start, stop = state.times[state.index : state.index + 2]
-        velocity_SC = self.velocity(state, prediction)
-        return replace(state, x_SC=state.x_SC + (stop - start) * velocity_SC, index=state.index + 1)
+        """One evaluation of the velocity that the branches' conditions ``[Q, E]`` give together, as the sampler goes on from it."""
+        walk = state.walk
+        velocity = Prediction(walk.x_SC, walk.level, "velocity", self.velocity(state, prediction))
+        return replace(state, walk=self.sampler.step(walk, velocity), read=True)
 
     def velocity(self, state: Drawing, prediction: Mapping[str, Tensor]) -> Tensor:
         """The velocity ``[S, C]`` in float32 where a span stands, guided where guidance acts at that time."""
         names = list(prediction) if len(prediction) > 1 and acts(self.guidance, state.progress) else [FULL]
-        height, width = self.decoder.check(state.request.grid)
-        x_BHWC = state.x_SC.unflatten(0, (height, width)).expand(len(names), -1, -1, -1)
-        t_B = state.x_SC.new_full((len(names),), state.times[state.index])
+        grid, x_SC = self.decoder.check(state.request.grid), state.walk.x_SC
+        x_BHWC = x_SC.unflatten(0, grid).expand(len(names), -1, -1, -1)
+        t_B = x_SC.new_full((len(names),), state.walk.level.time)
         velocity_BHWC = self.decoder(x_BHWC, t_B, torch.stack([prediction[name] for name in names])).float()
         found = dict(zip(names, velocity_BHWC.flatten(1, 2), strict=True))
         if len(names) == 1:
@@ -229,4 +231,4 @@ class QueryDecoder(Head[Drawing]):
 
     def finish(self, state: Drawing) -> Tensor:
         """Latents ``[*grid, C]`` in the request's dtype."""
-        return state.x_SC.reshape(*state.request.grid, self.channels).to(state.request.dtype)
+        return state.walk.x_SC.reshape(*state.request.grid, self.channels).to(state.request.dtype)

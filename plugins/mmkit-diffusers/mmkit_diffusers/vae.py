@@ -103,7 +103,8 @@ class DiffusersVAE(Standardized):
         self.stride, self.frames, self.samples = anatomy.stride, anatomy.frames, anatomy.samples
         self.keepable = config.posterior == "mode"
         self.model = described.build()
-        self.port = Port(modality, "latents", width=anatomy.channels, trained_by_reconstruction=True)
+        axes = 3 if modality == "video" else 2
+        self.port = Port(modality, "latents", width=anatomy.channels, trained_by_reconstruction=True, axes=axes)
 
     @property
     def last_weight(self) -> nn.Parameter:

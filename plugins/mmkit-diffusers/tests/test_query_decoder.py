@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mmkit
 from mmkit.checkpoint import load_part
-from mmkit.compose import load, loads
+from mmkit.compose import load, loads, spec
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.port import Port, TargetPort
 from mmkit.contracts.segment import Sample, Segment
@@ -41,7 +41,9 @@ DECODERS = {"sana": SANA, "sd3": SD3, "lumina2": LUMINA}
 
 def built(decoder: dict[str, Any] | str, **options: Any) -> QueryDecoder:
     torch.manual_seed(0)
-    config = QueryDecoder.Config(decoder=decoder, **{"queries": QUERIES, "steps": 4, **options})
+    config = QueryDecoder.Config(
+        decoder=decoder, **{"queries": QUERIES, "steps": 4, "sampler": spec("sampler", "euler"), **options}
+    )
     head = QueryDecoder(config, [TargetPort("image", Port("image", "latents", width=WIDTH))], 0, DIM).eval()
     with torch.no_grad():
         for parameter in head.parameters():
@@ -84,8 +86,8 @@ def test_the_velocity_is_that_of_diffusers(name: str) -> None:
     state, hidden = head.begin(request((4, 2))), torch.randn(QUERIES, DIM)
     condition = head.predict(hidden)
     found = head.velocity(state, {FULL: condition})
-    x_CHW = state.x_SC.view(4, 2, WIDTH).permute(2, 0, 1).contiguous()
-    assert torch.equal(found, theirs(head, x_CHW, state.times[0], condition).permute(1, 2, 0).reshape(8, WIDTH))
+    x_CHW = state.walk.x_SC.view(4, 2, WIDTH).permute(2, 0, 1).contiguous()
+    assert torch.equal(found, theirs(head, x_CHW, state.walk.level.time, condition).permute(1, 2, 0).reshape(8, WIDTH))
     assert found.std() > 0.01
 
 
@@ -126,7 +128,9 @@ def test_the_schedule_is_that_of_diffusers() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     state = built(SANA, shift=3.0).begin(request((2, 2)))
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
-    torch.testing.assert_close(torch.tensor(state.times), scheduler.sigmas, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor([level.sigma for level in state.walk.levels]), scheduler.sigmas, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_a_published_decoder_is_loaded_and_nothing_else(tmp_path) -> None:

@@ -74,7 +74,7 @@ class Auto(Tokenizer):
                 f"give at least {codes}",
             )
         self.register_buffer("definition", _as_tensor(definition))
-        self.port = Port("text", "codes", codebook_size=config.vocab_size or codes)
+        self.port = Port("text", "codes", codebook_size=config.vocab_size or codes, axes=1)
 
     @property
     def fitted(self) -> bool:
