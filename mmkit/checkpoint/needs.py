@@ -48,13 +48,18 @@ def require(path: Path, plugins: Mapping[str, Plugin]) -> list[str]:
 
     Raises `CheckpointError` that names every missing one, its version, and the command that installs them.
     """
-    here = {name: discovery.version(name) for name in plugins}
+    here = {name: discovery.version(name) or _registered(name) for name in plugins}
     missing = {name: plugin for name, plugin in plugins.items() if here[name] is None}
     if missing:
         listed = " and ".join(f"{n} {p.version} ({', '.join(p.parts)})" for n, p in missing.items())
         fact = f"was trained with {listed}, which {'is' if len(missing) == 1 else 'are'} not installed"
         raise CheckpointError(str(path), fact, install(missing))
     return [f"{n} {p.version}, and {n} {here[n]} is installed" for n, p in plugins.items() if here[n] != p.version]
+
+
+def _registered(name: str) -> str | None:
+    """The version of what was registered in this process under a distribution's name."""
+    return next((entry.version for entry in registry.load().every() if entry.owner == name), None)
 
 
 def require_newest(run: Path) -> None:

@@ -60,7 +60,7 @@ class Subject:
     """Who is judged, and on what.
 
     Args:
-        recipe: the `Recipe` it was trained by.
+        recipe: the `Recipe` it was trained by; None where that is not known.
         tokenizers: all of them by name, in evaluation mode.
         model: the `UnifiedModel` in evaluation mode; None where tokenizers were trained alone.
         source: what training did not see; the judge of its own samples.

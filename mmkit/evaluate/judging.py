@@ -96,7 +96,7 @@ def evaluate(
     curves: list[Curve] = []
     notes: list[str] = []
     for place, (judged, (task, metrics)) in enumerate(zip(tasks, ready, strict=True)):
-        with using(subject.recipe.kernels):
+        with using({} if subject.recipe is None else subject.recipe.kernels):
             found = _run(judged, task, metrics, subject, tick)
         taken = sorted(figures.keys() & found.figures.keys())
         if taken:

@@ -62,8 +62,9 @@ class TopK(Router):
             balance_weight: weight of that loss.
             bias_rate: how far the bias moves in one step.
             z_loss: weight of the mean of ``logsumexp(logits) ** 2`` (ST-MoE, 2202.08906).
-            groups: the experts, in order, in so many groups of one size, of which a token goes to at most `groups_kept`: those
-                whose best expert is best or, with a `bias`, whose two best are (DeepSeek-V2, 2405.04434; DeepSeek-V3).
+            groups: the experts, in order, in so many groups of one size.
+            groups_kept: how many of them a token goes to at most: those whose best expert is best or, with a `bias`, whose two
+                best are (DeepSeek-V2, 2405.04434; DeepSeek-V3).
         """
 
         k: Count = 2

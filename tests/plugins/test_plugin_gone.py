@@ -20,6 +20,7 @@ from mmkit.ablate.runs import read_run
 from mmkit.checkpoint.needs import used
 from mmkit.compose import docstrings, load
 from mmkit.errors import CheckpointError, RecipeError
+from mmkit.kinds import CONTRACTS
 from mmkit.train import train
 
 RECIPE = """
@@ -34,14 +35,19 @@ model:
 data: [{type: shapes, size: 24, tasks: [caption]}]
 train: {steps: 1, batch_samples: 2}
 """
-ANYTHING = """
+STAND_IN = """
 from dataclasses import dataclass
 
+from {module} import {contract}
 
-class Any:
+
+class Any({contract}):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         x: int = 1
+
+
+Any.__abstractmethods__ = frozenset()
 """
 INSTALL = 'pip install "glue-kit==1.0"'
 FACT = "was trained with glue-kit 1.0 (connector glue), which is not installed"
@@ -84,15 +90,14 @@ def test_a_manifest_names_what_the_recipe_uses_and_no_more(run: Path, site: Site
 def test_every_kind_of_component_counts(site: Site) -> None:
     """Those inside another part's options, those of data and evaluation, modalities and kernels, too."""
     kinds = {
-        "router": "spin",
-        "source": "well",
-        "task": "ask",
-        "metric": "gauge",
-        "modality": "smell",
-        "connector": "glue",
+        "router": "spin", "source": "well", "task": "ask", "metric": "gauge", "modality": "smell", "connector": "glue",
         "kernel": "attention.swirl",
-    }
-    site.add("glue-kit", {f"{k}.{n}": "glue_kit:Any" for k, n in kinds.items()}, {"glue_kit/__init__.py": ANYTHING})
+    }  # fmt: skip
+    files = {"glue_kit/__init__.py": ""}
+    for kind in kinds.keys() - {"kernel"}:
+        module, _, contract = CONTRACTS[kind].partition(":")
+        files[f"glue_kit/{kind}.py"] = STAND_IN.format(module=module, contract=contract)
+    site.add("glue-kit", {f"{k}.{n}": f"glue_kit.{k}:Any" for k, n in kinds.items()}, files)
     site.read()
     text = RECIPE + "evaluate: [{type: ask, metrics: [gauge]}]\nkernels: {attention: swirl}\n"
     for old, new in (
