@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
+import torch
 from torch import Generator, Tensor
 
 from mmkit.errors import ContractError
@@ -168,6 +169,11 @@ class Sampler(ABC, Generic[StateT]):
         Here a `Walk` along the process's own levels. Raises `ContractError` on a number of steps it cannot take.
         """
         return Walk(noise_SC, self.process.levels(steps), generator)  # type: ignore[return-value]
+
+    def check(self, steps: int) -> None:
+        """Raises the `ContractError` of `begin`, on the meta device, too: a head says so where it is built."""
+        with torch.device("cpu"):
+            self.begin(torch.zeros(1, 1), steps, Generator("cpu"))
 
     @abstractmethod
     def step(self, state: StateT, prediction: Prediction) -> StateT:

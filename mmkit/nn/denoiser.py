@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from mmkit.contracts.head import Head
 from mmkit.contracts.port import Needs, TargetPort
@@ -62,9 +62,7 @@ class Denoiser(Head[Denoising]):
         self.config = config
         self.process = process
         self.sampler: Sampler[Any] = config.sampler.build(process)
-        # A number of steps that cannot be taken is refused here, also where the head is built on the meta device.
-        with torch.device("cpu"):
-            self.sampler.begin(torch.zeros(1, 1), config.steps, Generator("cpu"))
+        self.sampler.check(config.steps)
         self.leads = int(config.time == "token")
         self.conditions = config.time == "adaln"
         self.guidance = config.guidance

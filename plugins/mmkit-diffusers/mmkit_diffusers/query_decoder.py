@@ -129,8 +129,7 @@ class QueryDecoder(Head[Drawing]):
         self.config = config
         self.guidance = config.guidance
         self.sampler: Sampler[Any] = config.sampler.build(StraightProcess(config.shift))
-        with torch.device("cpu"):
-            self.sampler.begin(torch.zeros(1, 1), config.steps, Generator("cpu"))
+        self.sampler.check(config.steps)
         self.channels = latent_width(targets)
         described = Described.read(config.decoder, tuple(DECODERS), "decoder")
         self.decoder = LatentDecoder(described, self.channels, dim, config.queries)
