@@ -27,7 +27,9 @@ VARIABLE = "MMKIT_KERNELS"
 """The environment variable that names implementations to use everywhere."""
 
 log = logging.getLogger(__name__)
-_recipe: ContextVar[Mapping[str, str]] = ContextVar("kernels")
+Choices = tuple[tuple[str, str], ...]
+"""Names of implementations, by op."""
+_recipe: ContextVar[Choices] = ContextVar("kernels")
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,47 @@ def choose(op: str, site: Site, own: str, reason: str, *, named: str = AUTO) -> 
     `reason` says why that is mmkit's choice. What is chosen is logged when it is chosen first.
     Raises `ContractError` where the one that is named does not run there, `PluginError` where there is none of that name.
     """
-    name, source = _named(op) if named == AUTO else (named, "named in code")
-    chosen = load(op, own if name == AUTO else name)
+    return _chosen(op, site, own, reason, named, registry.load(), os.environ.get(VARIABLE, ""), _recipe.get(()))
+
+
+def choose_for(op: str, own: str, reason: str, x: Tensor, *others: Tensor) -> Kernel:
+    """The same for tensors: where `x` is, in its dtype, with gradients where any of them wants one.
+
+    `torch.compile` takes the choice as made once, when it compiles.
+    """
+    backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
+    return _LOADED[_key(op, x.device.type, x.device.index, x.dtype, backward, own, reason)]
+
+
+def _key(
+    op: str, device: str, index: int | None, dtype: torch.dtype, backward: bool, own: str, reason: str
+) -> tuple[str, str, str]:
+    where = (op, device, index, dtype, backward, own, reason)
+    return _key_under(*where, registry.load(), os.environ.get(VARIABLE, ""), _recipe.get(()))
+
+
+# What `torch.compiler.assume_constant_result` does; that one imports the whole compiler, which takes seconds.
+_key._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_LOADED: dict[tuple[str, str, str], Kernel] = {}
+
+
+# Ops ask at every call, and in a small model that is often: what the answer depends on is all in the arguments.
+@functools.lru_cache(1024)
+def _key_under(
+    op: str, device: str, index: int | None, dtype: torch.dtype, backward: bool, own: str, reason: str, *under: Any
+) -> tuple[str, str, str]:
+    place = torch.device(device) if index is None else torch.device(device, index)
+    chosen = _chosen(op, Site(device, dtype, backward, capability(place)), own, reason, AUTO, *under)
+    key = (op, chosen.owner, chosen.name)
+    _LOADED[key] = chosen
+    return key
+
+
+def _chosen(
+    op: str, site: Site, own: str, reason: str, named: str, known: registry.Registry, environment: str, recipe: Choices
+) -> Kernel:
+    name, source = _named(op, environment, recipe) if named == AUTO else (named, "named in code")
+    chosen = load(op, own if name == AUTO else name, known)
     if refusal := chosen.limits.refusal(site):
         raise ContractError(source or op, f"the kernel {chosen.name!r} of {op} {refusal}", _other(op))
     _say_once(op, site.device, chosen.name, source or reason)
@@ -126,16 +167,16 @@ def choose(op: str, site: Site, own: str, reason: str, *, named: str = AUTO) -> 
 @contextmanager
 def using(kernels: Mapping[str, str]) -> Iterator[None]:
     """Inside, these implementations run, by op; the environment still has the last word."""
-    token = _recipe.set({**_recipe.get({}), **kernels})
+    token = _recipe.set(tuple({**dict(_recipe.get(())), **kernels}.items()))
     try:
         yield
     finally:
         _recipe.reset(token)
 
 
-def load(op: str, name: str) -> Kernel:
+def load(op: str, name: str, known: registry.Registry | None = None) -> Kernel:
     """An implementation by its name or ``owner/name``. Raises `PluginError` where there is none, or it is not marked."""
-    entry = ops.kernel(registry.load(), op, name)
+    entry = ops.kernel(known or registry.load(), op, name)
     function = entry.load()
     if not isinstance(getattr(function, "limits", None), Limits):
         raise PluginError(
@@ -150,13 +191,12 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
-def _named(op: str) -> tuple[str, str]:
+def _named(op: str, environment: str, recipe: Choices) -> tuple[str, str]:
     """The name that the environment or the recipe gives, and which of them; `AUTO` and nothing where none does."""
-    text = os.environ.get(VARIABLE, "")
-    chosen = _parsed(text) if text else {}
+    chosen = _parsed(environment) if environment else {}
     if op in chosen:
-        return chosen[op], f"{VARIABLE}={text}" if chosen[op] != AUTO else ""
-    name = _recipe.get({}).get(op, AUTO)
+        return chosen[op], f"{VARIABLE}={environment}" if chosen[op] != AUTO else ""
+    name = dict(recipe).get(op, AUTO)
     return name, f"kernels.{op}" if name != AUTO else ""
 
 

@@ -153,7 +153,7 @@ def test_the_environment_is_read_strictly(text: str, message: str, monkeypatch: 
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._say_once.cache_clear()
+    _forget()
     with caplog.at_level(logging.INFO, "mmkit"):
         for _ in range(2):
             nearest_code(torch.randn(5, 3), torch.randn(4, 3))
@@ -210,7 +210,7 @@ def test_a_model_runs_by_the_kernels_of_its_recipe(caplog: pytest.LogCaptureFixt
     sample = Sample("s", (Segment("text", "what is seen", "target"),))
     for name in ("batches", "dense", "reference"):
         model = UnifiedModel(loads(RECIPE, [f"kernels.attention={name}"], registry=known))
-        dispatch._say_once.cache_clear()
+        _forget()
         with caplog.at_level(logging.INFO, "mmkit"):
             (batch,) = model.batches([sample], step=0, budget=100)
             losses[name] = model(batch).heads["say"].value_S
@@ -224,12 +224,12 @@ def test_a_model_runs_by_the_kernels_of_its_recipe(caplog: pytest.LogCaptureFixt
 @pytest.mark.filterwarnings("ignore:.*which is not installed")
 def test_training_and_judging_go_by_them_too(caplog: pytest.LogCaptureFixture, known: Registry, tmp_path: Path) -> None:
     recipe = loads(TOKENIZER, registry=known)
-    dispatch._say_once.cache_clear()
+    _forget()
     with caplog.at_level(logging.INFO, "mmkit"):
         train(recipe, tmp_path / "run", quiet=True, device="cpu")
         assert _said(caplog) == {"nearest_code on cpu: reference (kernels.nearest_code)"}
         assert "\nkernels:\n  nearest_code: reference\n" in (tmp_path / "run" / "recipe.yaml").read_text()
-        dispatch._say_once.cache_clear()
+        _forget()
         caplog.clear()
         subject = subject_of(tmp_path / "run", 2)
         evaluate(subject, tasks_of(subject.recipe))
@@ -238,3 +238,18 @@ def test_training_and_judging_go_by_them_too(caplog: pytest.LogCaptureFixture, k
 
 def _said(caplog: pytest.LogCaptureFixture) -> set[str]:
     return {r.getMessage() for r in caplog.records if r.name == dispatch.__name__}
+
+
+def _forget() -> None:
+    """As if nothing had been chosen yet."""
+    dispatch._say_once.cache_clear()
+    dispatch._key_under.cache_clear()
+
+
+def test_a_choice_is_a_constant_to_the_compiler() -> None:
+    def nearest(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        return dispatch.choose_for("nearest_code", "reference", "for this test", x, codes)(x, codes) + 1
+
+    x, codes = torch.randn(9, 4), torch.randn(5, 4)
+    compiled = torch.compile(nearest, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, codes), nearest(x, codes))

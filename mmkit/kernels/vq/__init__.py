@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkit.kernels.dispatch import Site, choose
+from mmkit.kernels.dispatch import choose_for
 
 
 def nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
 
 @torch.library.custom_op("mmkit::nearest_code", mutates_args=())
 def _nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
-    run = choose("nearest_code", Site.of(x_NC), "chunked", "it runs everywhere, and holds no table of all scores")
+    run = choose_for("nearest_code", "chunked", "it runs everywhere, and holds no table of all scores", x_NC)
     with torch.autocast(x_NC.device.type, enabled=False):
         return run(x_NC, codes_KC)
 
