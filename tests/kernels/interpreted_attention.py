@@ -1,16 +1,16 @@
-"""Runs the Triton attention kernels in Triton's interpreter and prints what came of it, as one line of JSON.
+"""The Triton attention kernels in Triton's interpreter, run by `interpreting`.
 
-A program of its own, since the interpreter is chosen when Triton is first imported. Each case gives the relative errors (L2
+Each case gives the relative errors (L2
 norm) of the output and the gradients against the plain statement in float64, and what else the tests ask.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import torch
+from interpreting import gradients, relative
 
 from mmkit.kernels.attention import reference
 from mmkit.kernels.attention.triton import interval_attention
@@ -43,11 +43,6 @@ def inputs(counts: tuple[int, int], heads: tuple[int, int, int], dtype: torch.dt
     return [torch.randn(s, generator=chance, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
 
 
-def gradients(out: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    weight = torch.sin(torch.arange(out.numel(), dtype=torch.float64)).view_as(out).to(out.dtype)
-    return list(torch.autograd.grad(out, tensors, weight))
-
-
 def compare(
     seen: Visibility, keys: Visibility | None, heads: tuple[int, int, int], dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -62,23 +57,11 @@ def compare(
     again = interval_attention(*ours, plan, None)
     blind = torch.from_numpy(~seen.matrix(keys).any(1))
     return {
-        "errors": [
-            float((a.double() - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(found, wanted, strict=True)
-        ],
+        "errors": [relative(a, b) for a, b in zip(found, wanted, strict=True)],
         "same": all(torch.equal(a, b) for a, b in zip([again, *gradients(again, ours)], found, strict=True)),
         "blind": bool((out[blind] == 0).all()) and all(bool(x.isfinite().all()) for x in found),
         "dtype": str(out.dtype),
     }
-
-
-def poisoned(monkeyed: Any = torch.empty) -> None:
-    """What kernels do not write is NaN."""
-
-    def empty(*args: Any, **kwargs: Any) -> torch.Tensor:
-        made = monkeyed(*args, **kwargs)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
-
-    torch.empty = empty
 
 
 def cases() -> dict[str, Any]:
@@ -96,8 +79,3 @@ def cases() -> dict[str, Any]:
     found["any order"] = compare(shuffled, None, (2, 1, 64), torch.float32)
     found["memory"] = compare(padded, shuffled.take(slice(0, 50)), (2, 1, 64), torch.float32)
     return found
-
-
-if __name__ == "__main__":
-    poisoned()
-    print(json.dumps(cases()))

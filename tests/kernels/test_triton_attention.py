@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interpreting import interpret
 
 from mmkit.kernels.attention.intervals import BLOCK, block_lists, block_table
 
@@ -45,11 +41,7 @@ def test_lists_of_blocks_leave_nothing_out_and_call_whole_what_is(seed: int) -> 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     """What the interpreter made of every case."""
-    program = Path(__file__).with_name("interpreted_attention.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return interpret("interpreted_attention")
 
 
 CASES = (

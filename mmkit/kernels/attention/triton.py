@@ -5,20 +5,19 @@ Shape suffixes: Q queries, S keys, N query heads, K key heads, H head dim.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmkit.kernels.attention import triton_kernels as kernels
 from mmkit.kernels.attention.intervals import BLOCK, Intervals
+from mmkit.kernels.launch import architecture, configuration, interpreted, options, refusal
 
 WIDTHS = (64, 128)
 """Head widths there are kernels for; a narrower head is padded."""
@@ -60,21 +59,16 @@ INTERPRETED = Tiles(Tile(128, 64, 1, 1), Tile(64, 128, 1, 1), Tile(128, 64, 1, 1
 
 def tiles(capability: int, width: int) -> Tiles:
     """The entry of the newest architecture that is not newer than `capability` (90 for sm_90)."""
-    return TABLE[max(arch for arch, h in TABLE if h == width and arch <= capability), width]
+    return configuration(TABLE, capability, width)
 
 
 def why_not(device: torch.device, dtype: torch.dtype, width: int) -> str:
     """Why the kernels cannot run on tensors like these; empty where they can."""
-    interpreted = triton.knobs.runtime.interpret
-    if dtype not in DTYPES and not (interpreted and dtype == torch.float32):
+    if dtype not in DTYPES and not (interpreted() and dtype == torch.float32):
         return f"takes float16 and bfloat16, and this is {str(dtype).removeprefix('torch.')}"
     if width > WIDTHS[-1]:
         return f"takes heads at most {WIDTHS[-1]} wide, and these are {width}"
-    if interpreted:
-        return ""
-    if device.type != "cuda" or torch.version.hip:
-        return f"runs on NVIDIA GPUs, and this is {'an AMD one' if torch.version.hip else device.type}"
-    return ""
+    return refusal(device)
 
 
 def interval_attention(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Intervals, scale: float | None) -> Tensor:
@@ -164,15 +158,8 @@ def _rows(x_TNH: Tensor, rows: int) -> TensorDescriptor:
 
 
 def _tiles(q: Tensor) -> Tiles:
-    return tiles(_capability(q.device.index or 0), q.shape[2]) if q.device.type == "cuda" else INTERPRETED
-
-
-@functools.cache
-def _capability(device: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    return tiles(architecture(q), q.shape[2]) if q.device.type == "cuda" else INTERPRETED
 
 
 def _options(tile: Tile) -> dict[str, Any]:
-    # Said outright since triton 3.10 no longer fuses by default.
-    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    return options(tile.warps, tile.stages)

@@ -1,0 +1,52 @@
+"""What Triton kernels are launched with: looked up in tables of configurations, never searched for at run time.
+
+Each configuration in a table is compiled ahead of time in the tests, and its machine code looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+import triton
+from torch import Tensor
+
+C = TypeVar("C")
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of any device."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def architecture(x: Tensor) -> int:
+    """The compute capability of the GPU a tensor is on, as 90 for 9.0."""
+    major, minor = _capability(x.device.index or 0)
+    return 10 * major + minor
+
+
+@functools.cache
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def configuration(table: Mapping[Any, C], arch: int, *key: Any) -> C:
+    """The entry ``(architecture, *key)`` of the newest architecture in the table that is not newer than `arch`."""
+    known = (each[0] for each in table if each[1:] == key and each[0] <= arch)
+    return table[max(known), *key]
+
+
+def options(warps: int, stages: int) -> dict[str, Any]:
+    """How a kernel is compiled. Fusion is said outright since triton 3.10 no longer fuses multiply and add by default."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
+def refusal(device: torch.device) -> str:
+    """Why no Triton kernel runs on this device; empty where they do."""
+    if interpreted():
+        return ""
+    if device.type != "cuda" or torch.version.hip:
+        return f"runs on NVIDIA GPUs, and this is {'an AMD one' if torch.version.hip else device.type}"
+    return ""
