@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmkit.kernels.attention import triton_kernels as kernels
 from mmkit.kernels.attention.intervals import BLOCK, Intervals
-from mmkit.kernels.launch import architecture, configuration, interpreted, options, refusal
+from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal
 
 WIDTHS = (64, 128)
 """Head widths there are kernels for; a narrower head is padded."""
