@@ -89,6 +89,7 @@ class Router:
         )
         owner = next((i for i, s in enumerate(model.streams.values()) if s.head == self.chooser and self.chooser), None)
         self.rules = {name: self._rule(i, name, owner) for i, name in enumerate(self.names)}
+        self._ways: dict[tuple[str, bool], tuple[str, ...]] = {}
 
     def _rule(self, index: int, name: str, owner: int | None) -> StreamRule:
         stream = self.model.streams[name]
@@ -137,18 +138,25 @@ class Router:
 
     def streams(self, segment: Segment) -> tuple[str, ...]:
         """The streams a segment goes through, by its modality and role. Raises `DataError` where there is none."""
-        if segment.role == "target":
-            writer = self.model.writer(segment.modality)
+        way = segment.modality, segment.role == "target"
+        # Asked several times of every segment of a batch, and the recipe stays what it is.
+        if way not in self._ways:
+            self._ways[way] = self._find_streams(*way)
+        return self._ways[way]
+
+    def _find_streams(self, modality: str, target: bool) -> tuple[str, ...]:
+        if target:
+            writer = self.model.writer(modality)
             if writer is None:
                 raise DataError(
-                    f"{segment.modality} target",
+                    f"{modality} target",
                     "no stream of that modality has a head",
                     "give a stream a head, or use role input",
                 )
             return (writer,)
-        readers = self.model.readers(segment.modality)
+        readers = self.model.readers(modality)
         if not readers:
-            raise DataError(f"{segment.modality} input", "no stream of that modality", "add one to the recipe")
+            raise DataError(f"{modality} input", "no stream of that modality", "add one to the recipe")
         return readers
 
     def grid(self, stream: str, segment: Segment, tokens: Tensor | None) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +104,14 @@ class Span:
         """One past its last token."""
         return self.start + self.length
 
+    def moved(self, doc: int, by: int) -> Span:
+        """The same span in document `doc`, so many tokens further on."""
+        # Not `replace`, which takes ten times as long, and every span of a batch is moved.
+        return Span(
+            doc, self.segment, self.stream, self.start + by, self.grid, self.target, self.noised, self.lead, self.memory,
+            self.content,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -137,56 +146,91 @@ class Choice:
     id: int
 
 
+@functools.lru_cache(4096)
+def _placed(positions: Positions, cursor: int, grid: tuple[int, ...], shared: bool) -> tuple[np.ndarray, int]:
+    """`Positions.place`, remembered: marks and short texts come again and again at the same few positions."""
+    coordinates, after = positions.place(cursor, grid, shared)
+    coordinates.setflags(write=False)
+    return coordinates, after
+
+
+class Strip:
+    """Spans in a row, kept as runs of tokens of one kind until `block` makes arrays of them, all at once."""
+
+    def __init__(self, positions: Positions) -> None:
+        self.positions = positions
+        self.size = 0
+        # Of each run: its first rank, how much the rank grows from token to token, its length, hidden, and stream.
+        self._runs: list[tuple[int, int, int, bool, int]] = []
+        self._coordinates: list[np.ndarray] = []
+
+    def write_mark(self, cursor: Cursor, rule: StreamRule) -> Cursor:
+        """One mark of a stream."""
+        return self.write_span(cursor, rule.of_marks, (1,))
+
+    def write_span(
+        self,
+        cursor: Cursor,
+        rule: StreamRule,
+        grid: tuple[int, ...],
+        *,
+        lead: int = 0,
+        noised: bool = False,
+        levels: tuple[int, ...] = (),
+    ) -> Cursor:
+        """The tokens of one span, its head's lead tokens first; gives the cursor after it.
+
+        A noised copy leaves the position cursor where it was, so its clean copy stands on the same positions. Raises
+        `ContractError` where `levels` does not share out the grid.
+        """
+        count = math.prod(grid)
+        first, full = cursor.rank, cursor.full
+        runs: list[tuple[int, int, int]] = [(first, 0, count)]
+        after = first + 1
+        if rule.attend == "causal":
+            runs, after = [(first, 1, count)], first + count
+        elif rule.attend == "level":
+            if sum(levels) != count:
+                raise ContractError(
+                    f"stream {rule.name!r}", f"its levels add up to {sum(levels)} tokens, and its grid has {count}",
+                    "the tokenizer's `levels` must share out all tokens of its `grid`",
+                )  # fmt: skip
+            runs, after = [(first + i, 0, n) for i, n in enumerate(levels)], first + len(levels)
+        elif rule.attend == "full":
+            full = first if full < 0 else full
+            runs, after = [(full, 0, count)], max(first, full + 1)
+        coordinates, position = _placed(self.positions, cursor.position, grid, rule.shared)
+        if lead:
+            runs = [(runs[0][0] if count else first, 0, lead), *runs]
+            self._coordinates.append(np.full((lead, self.positions.axes), cursor.position))
+        self._runs += [(rank, step, n, noised, rule.index) for rank, step, n in runs]
+        self._coordinates.append(coordinates)
+        self.size += lead + count
+        return Cursor(after, cursor.position if noised else position, full)
+
+    def block(self) -> Block:
+        """What has been written."""
+        if not self._runs:
+            return concatenate([], self.positions.axes)
+        first, step, count, hidden, stream = np.array(self._runs, np.int32).T
+        within = np.arange(self.size, dtype=np.int32) - np.repeat(count.cumsum(dtype=np.int32) - count, count)
+        rank = np.repeat(first, count) + np.repeat(step, count) * within
+        coordinates = np.concatenate(self._coordinates).astype(np.int64, copy=False)
+        return Block(rank, np.repeat(hidden, count), np.repeat(stream, count), coordinates)
+
+
 def write_mark(cursor: Cursor, rule: StreamRule, positions: Positions) -> tuple[Block, Cursor]:
-    """One mark of a stream."""
+    """One mark of a stream by itself, and the cursor after it."""
     return write_span(cursor, rule.of_marks, (1,), positions)
 
 
 def write_span(
-    cursor: Cursor,
-    rule: StreamRule,
-    grid: tuple[int, ...],
-    positions: Positions,
-    *,
-    lead: int = 0,
-    noised: bool = False,
-    levels: tuple[int, ...] = (),
+    cursor: Cursor, rule: StreamRule, grid: tuple[int, ...], positions: Positions, **options: Any
 ) -> tuple[Block, Cursor]:
-    """The tokens of one span, its head's lead tokens first, and the cursor after it.
-
-    A noised copy leaves the position cursor where it was, so its clean copy stands on the same positions. Raises
-    `ContractError` where `levels` does not share out the grid.
-    """
-    count = math.prod(grid)
-    first, full = cursor.rank, cursor.full
-    rank = np.empty(lead + count, np.int32)
-    if rule.attend == "causal":
-        rank[lead:] = np.arange(first, first + count)
-        after = first + count
-    elif rule.attend == "level":
-        if sum(levels) != count:
-            raise ContractError(
-                f"stream {rule.name!r}", f"its levels add up to {sum(levels)} tokens, and its grid has {count}",
-                "the tokenizer's `levels` must share out all tokens of its `grid`",
-            )  # fmt: skip
-        rank[lead:] = np.repeat(np.arange(first, first + len(levels)), levels)
-        after = first + len(levels)
-    elif rule.attend == "full":
-        full = first if full < 0 else full
-        rank[lead:] = full
-        after = max(first, full + 1)
-    else:
-        rank[lead:] = first
-        after = first + 1
-    coordinates, position = positions.place(cursor.position, grid, rule.shared)
-    if lead:
-        rank[:lead] = rank[lead] if count else first
-        coordinates = np.concatenate([np.full((lead, positions.axes), cursor.position), coordinates])
-    hidden, stream = np.empty_like(rank), np.empty_like(rank)
-    hidden.fill(noised)
-    stream.fill(rule.index)
-    block = Block(rank, hidden, stream, coordinates)
-    return block, Cursor(after, cursor.position if noised else position, full)
+    """One span by itself, and the cursor after it; see `Strip.write_span`."""
+    strip = Strip(positions)
+    cursor = strip.write_span(cursor, rule, grid, **options)
+    return strip.block(), cursor
 
 
 @dataclass(frozen=True)
@@ -211,50 +255,36 @@ def lay_out(pieces: Sequence[Piece], positions: Positions, *, stop: int = -1) ->
     mark, and the last token of a document that ends with a target must predict `stop`.
     """
     cursor = Cursor()
-    blocks: list[Block] = []
-    memory: list[Block] = []
+    tokens, memory = Strip(positions), Strip(positions)
     spans: list[Span] = []
     marks: list[Mark] = []
     choices: list[Choice] = []
-    size, memory_size = 0, 0
-
-    def mark(rule: StreamRule, id: int) -> None:
-        nonlocal cursor, size
-        block, cursor = write_mark(cursor, rule, positions)
-        blocks.append(block)
-        marks.append(Mark(size, id))
-        size += 1
-
     for piece in pieces:
         rule = piece.rule
         if rule.begin >= 0:
-            if stop >= 0 and piece.target and size:
-                choices.append(Choice(size - 1, rule.begin))
-            mark(rule, rule.begin)
+            if stop >= 0 and piece.target and tokens.size:
+                choices.append(Choice(tokens.size - 1, rule.begin))
+            marks.append(Mark(tokens.size, rule.begin))
+            cursor = tokens.write_mark(cursor, rule)
         if rule.cross:
-            block, after = write_span(replace(cursor, position=0), rule, piece.grid, positions, levels=piece.levels)
+            spans.append(Span(0, piece.segment, rule.index, memory.size, piece.grid, False, memory=True))
+            after = memory.write_span(replace(cursor, position=0), rule, piece.grid, levels=piece.levels)
             cursor = replace(after, position=cursor.position)
-            spans.append(Span(0, piece.segment, rule.index, memory_size, piece.grid, False, memory=True))
-            memory.append(block)
-            memory_size += len(block)
             continue
         copies = (True, False) if rule.hidden and piece.target else (False,)
         for noised in copies:
             target = piece.target and noised == copies[0]
             lead = piece.lead if target else 0
             grid, content = (piece.asked, piece.grid) if target and piece.asked is not None else (piece.grid, None)
-            block, cursor = write_span(cursor, rule, grid, positions, lead=lead, noised=noised, levels=piece.levels)
-            spans.append(Span(0, piece.segment, rule.index, size + lead, grid, target, noised, lead, content=content))
-            blocks.append(block)
-            size += len(block)
+            start = tokens.size + lead
+            spans.append(Span(0, piece.segment, rule.index, start, grid, target, noised, lead, content=content))
+            cursor = tokens.write_span(cursor, rule, grid, lead=lead, noised=noised, levels=piece.levels)
         if rule.end >= 0:
-            mark(rule, rule.end)
-    if stop >= 0 and size and pieces[-1].target:
-        choices.append(Choice(size - 1, stop))
-    axes = positions.axes
-    return Document(
-        concatenate(blocks, axes), concatenate(memory, axes), tuple(spans), tuple(marks), tuple(choices), cursor
-    )  # fmt: skip
+            marks.append(Mark(tokens.size, rule.end))
+            cursor = tokens.write_mark(cursor, rule)
+    if stop >= 0 and tokens.size and pieces[-1].target:
+        choices.append(Choice(tokens.size - 1, stop))
+    return Document(tokens.block(), memory.block(), tuple(spans), tuple(marks), tuple(choices), cursor)
 
 
 @dataclass(frozen=True)
@@ -280,8 +310,7 @@ def join(documents: Sequence[Document], axes: int) -> Layout:
     choices: list[Choice] = []
     start, memory_start = 0, 0
     for number, document in enumerate(documents):
-        for s in document.spans:
-            spans.append(replace(s, doc=number, start=s.start + (memory_start if s.memory else start)))
+        spans += [s.moved(number, memory_start if s.memory else start) for s in document.spans]
         marks += [Mark(m.place + start, m.id) for m in document.marks]
         choices += [Choice(c.place + start, c.id) for c in document.choices]
         start += len(document)

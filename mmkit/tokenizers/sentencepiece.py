@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import sentencepiece
 import torch
 from torch import Tensor
@@ -101,7 +102,10 @@ class SentencePiece(Tokenizer):
     def encode(self, contents: Sequence[str]) -> list[Tensor]:
         """Codes ``[pieces]`` (int64, on the CPU). Raises `DataError` on half a surrogate pair."""
         processor = self.processor
-        return [torch.tensor(self._ids(processor, text), dtype=torch.int64, device="cpu") for text in contents]
+        split = [self._split(processor, text) for text in contents]
+        # All texts in one call, and by way of numpy: a batch of short texts takes half the time.
+        codes = processor.encode([text for text, _ in split], num_threads=1) if split else []
+        return [torch.from_numpy(np.array(c + rest, np.int64)) for c, (_, rest) in zip(codes, split, strict=True)]
 
     def decode(self, tokens: Sequence[Tensor]) -> list[str]:
         """Texts of codes ``[n]``; codes beyond the model's pieces are left out."""
@@ -146,7 +150,8 @@ class SentencePiece(Tokenizer):
             ) from error  # fmt: skip
         self.proto = _as_tensor(written.getvalue()).to(self.proto.device)
 
-    def _ids(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+    def _split(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> tuple[str, list[int]]:
+        """What the library is to encode of a text, and the codes of the rest."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -156,11 +161,11 @@ class SentencePiece(Tokenizer):
                 "repair it where it is read: such strings come from files opened with errors='surrogateescape'",
             ) from error
         if self.config.model is not None or SPACE not in text:
-            return processor.encode(text)
+            return text, []
         # The library would take what stands behind for a text of its own, and begin it with a space.
         start = text.index(SPACE)
-        spelled = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in text[start:].encode()]
-        return processor.encode(text[:start]) + spelled
+        rest = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in text[start:].encode()]
+        return text[:start], rest
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """How long a model is, only the checkpoint knows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mmkit.nn.mlp import Mlp, activate
@@ -40,3 +41,16 @@ def test_diffusers_puts_the_gate_last() -> None:
     mlp.up.load_state_dict(swapped)
     x = torch.randn(3, 4)
     assert_close(activate("geglu", mlp.up(x)), ff(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(7, 10), (2, 3, 64), (0, 6)])
+def test_swiglu_in_training_is_the_plain_product_to_the_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gate, up = x.chunk(2, -1)
+    plain, ours = F.silu(gate) * up, activate("swiglu", x)
+    grad = torch.randn(plain.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(plain, ours)
+    assert torch.equal(*(torch.autograd.grad(y, x, grad)[0] for y in (plain, ours)))
+    with torch.no_grad():
+        assert torch.equal(plain, activate("swiglu", x))
