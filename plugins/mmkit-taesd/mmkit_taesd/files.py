@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -33,8 +34,22 @@ def join(encoder: Path, decoder: Path, output: Path, diffusers: bool = False) ->
     _demand_all(tensors, fitting[0], encoder, decoder)
     if diffusers and pooled:
         raise CheckpointError(str(output), "diffusers' AutoencoderTiny has no pooled blocks", "leave --diffusers out")
-    save_file(layouts.diffusers(tensors) if diffusers else tensors, output, {"format": "pt"})
+    _write(layouts.diffusers(tensors) if diffusers else tensors, output)
     return fitting
+
+
+def _write(tensors: dict[str, Tensor], output: Path) -> None:
+    """Aside first: a file that was cut short would look like a whole one."""
+    aside = output.with_name(f".{output.name}-{os.getpid()}")
+    try:
+        save_file(tensors, aside, {"format": "pt"})
+        aside.replace(output)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            str(output), f"cannot be written ({error})", "name a file in a folder that takes it"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -149,3 +149,19 @@ def test_nothing_is_written_over_and_taef2_has_no_form_in_diffusers(tmp_path):
         join(*files, tmp_path / "whole.pth")
     with pytest.raises(CheckpointError, match="has no pooled blocks"):
         join(*files, tmp_path / "other.safetensors", diffusers=True)
+
+
+def test_a_folder_that_is_not_there_is_named_and_a_cut_off_file_is_not_left(tmp_path, monkeypatch):
+    files = written(halves("taef2"), tmp_path)
+    with pytest.raises(CheckpointError, match="whole.safetensors: cannot be written"):
+        join(*files, tmp_path / "nowhere" / "whole.safetensors")
+
+    def cut_off(tensors, path, metadata):
+        path.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mmkit_taesd.files.save_file", cut_off)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="no space left"):
+        join(*files, tmp_path / "whole.safetensors")
+    assert sorted(tmp_path.iterdir()) == before
