@@ -47,10 +47,10 @@ def gate(device: str = "cuda", tokens: int = 3000) -> Iterator[Check]:
                 direction = torch.randn_like(ours[0])
                 for _ in range(2):
                     out = attend(*ours, plan)
-                    results.append([out, *torch.autograd.grad(out, ours, direction)])
+                    results.append([out.detach(), *torch.autograd.grad(out, ours, direction)])
                 wide = [x.detach().double().requires_grad_() for x in ours]
                 exact = reference(*wide, mask)
-                wanted = [exact, *torch.autograd.grad(exact, wide, direction.double())]
+                wanted = [exact.detach(), *torch.autograd.grad(exact, wide, direction.double())]
                 yield Check(
                     "attention",
                     f"{title}, {width} wide, {str(dtype).removeprefix('torch.')}",
