@@ -1,7 +1,7 @@
 """The Triton attention kernels in Triton's interpreter, run by `interpreting`.
 
-Each case gives the relative errors (L2
-norm) of the output and the gradients against the plain statement in float64, and what else the tests ask.
+Each case gives the relative errors (L2 norm) of the output and the gradients against the plain statement in float64, and what
+else the tests ask.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def cases() -> dict[str, Any]:
     for heads in ((1, 1, 128), (4, 2, 16), (2, 2, 80)):
         found[f"heads {heads}"] = compare(seen, None, heads, torch.float32)
     found["half"] = compare(seen, None, (2, 1, 64), torch.float16)
+    found["bfloat16"] = compare(layout(3, 256), None, (2, 1, 64), torch.bfloat16)
+    found["bfloat16, wide heads"] = compare(seen, None, (1, 1, 128), torch.bfloat16)
     padded = seen.padded(len(seen) + 30)
     found["padding"] = compare(padded, None, (2, 1, 64), torch.float32)
     shuffled = padded.take(np.random.default_rng(0).permutation(len(padded)))
