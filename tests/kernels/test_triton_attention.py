@@ -60,5 +60,14 @@ def test_output_and_gradients(interpreted: dict[str, Any], case: str) -> None:
     assert found["blind"], "a query that sees nothing must give 0, and nothing may be left unwritten"
 
 
+def test_torch_compile_takes_it_in_one_graph(interpreted: dict[str, Any]) -> None:
+    assert all(interpreted["torch.compile"].values()), interpreted["torch.compile"]
+
+
+def test_the_operators_are_what_torch_asks_of_one(interpreted: dict[str, Any]) -> None:
+    found = interpreted["opcheck"]
+    assert len(found) == 8 and set(found.values()) == {"SUCCESS"}, found
+
+
 def test_every_case_is_looked_at(interpreted: dict[str, Any]) -> None:
-    assert set(CASES) == set(interpreted)
+    assert {*CASES, "torch.compile", "opcheck"} == set(interpreted)
