@@ -1,12 +1,14 @@
 """Triton kernels on a GPU, each beside its peers in one process: first whether they are right, then how fast they are.
 
-    python benchmarks/kernels_gpu.py [--tokens 8192 16384 32768] [--rounds 20] [--json results.json]
+    python benchmarks/kernels_gpu.py [--op attention norm] [--rounds 20] [--minutes 8] [--json results.json]
 
-The gate compares outputs and gradients with the plain statement in float64; where it fails nothing is timed and the exit
-status is 1. Then every round times each contestant once, in turn, on fresh inputs; figures are medians with their
-quartiles. TFLOP/s count the visible pairs only, a backward pass as 2.5 forward ones. Making masks and plans is not timed.
-`causal` is torch's own kernel on a whole causal mask of that length, which is another task: it says what the GPU can do.
-Prints Markdown; ``--json`` keeps the figures with the device, driver and versions. Without a GPU it says so and ends.
+What is checked and raced is in `gpu_races`, one module an op. First come the gates of all ops, which compare outputs and
+gradients with the plain statement in float64; an op whose gate fails, or breaks, is not timed, and the exit status is 1. Then
+every round times each contestant once, in turn, on fresh inputs with the cache emptied; figures are medians with their
+quartiles, ratios are taken within a round. TFLOP/s and GB/s count the least work of a pass; shares are of what one large
+product and one large copy reach here, measured first. Making masks, plans and inputs is not timed. Each op has an equal share
+of the minutes that are left when its turn comes; what is cut short or left out is said. Prints Markdown; ``--json`` keeps the
+figures with the device, driver and versions. Without a GPU it says so and ends.
 """
 
 from __future__ import annotations
@@ -16,228 +18,191 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import races
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from mmkit.kernels.attention import attend, reference
-from mmkit.kernels.attention.triton import interval_attention
-from mmkit.sequence.intervals import interval_plan
-from mmkit.sequence.layout import Piece, StreamRule, join, lay_out
-from mmkit.sequence.lowering import lower
-from mmkit.sequence.positions import Rope
-from mmkit.sequence.visibility import Visibility
-
-DEVICE = torch.device("cuda")
-SHAPES = {64: (32, 8), 128: (64, 8)}
-"""Query and key heads, by head width."""
-TOLERANCE = {torch.float32: (1e-5, 5e-5), torch.float16: (5e-4, 2e-3), torch.bfloat16: (3e-3, 5e-3)}
-"""Relative errors (L2 norm) of outputs and of gradients: tf32x3 keeps float32's own, and half types round to 11 or 8 bits."""
-DENSE_AT_MOST = 16384
-"""Tokens up to which a dense mask is timed: its time grows with their square."""
-
-TEXT, IMAGE = StreamRule(0, "text"), StreamRule(1, "image", "block", begin=1, end=2)
-NOISED = StreamRule(2, "noised", "block", hidden=True, begin=1, end=2)
+WARM = 3
+"""Rounds that are left out, in which things are compiled and allocated."""
+HEADER = "| case | pass | who | ms (quartiles) | TFLOP/s | of a product | GB/s | of a copy | times as long as mmkit (quartiles) |"
 
 
-def packed(tokens: int, image: StreamRule | None, seed: int = 0) -> Visibility:
-    """Documents of 200 to 4,000 tokens of text, half of them images of 16 x 16 to 32 x 32 where there are any."""
-    chance, rope = np.random.default_rng(seed), Rope(Rope.Config())
-    documents, count = [], 0
-    while count < tokens:
-        pieces, length = [], int(np.exp(chance.uniform(np.log(200), np.log(4000))))
-        while length > 0:
-            pieces.append(Piece(TEXT, 0, (int(min(length, chance.integers(20, 400))),)))
-            length -= pieces[-1].grid[0]
-            if image is not None:
-                side = int(chance.integers(16, 33))
-                pieces.append(Piece(image, image.index, (side, side), target=image.hidden))
-                length -= side * side
-        documents.append(lay_out(pieces, rope))
-        count += len(documents[-1])
-    return Visibility.of(join(documents, 1)).take(slice(0, tokens))
+class Device:
+    """Where kernels run and how time is told there. On the CPU nothing is worth measuring: it is for trying this program."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.gpu = name, name == "cuda"
+        self.spare = torch.empty(128 << 20 if self.gpu else 1, dtype=torch.int8, device=name)
+
+    def seconds(self, run: Callable[[], Any]) -> float:
+        """Of one run, by the GPU's own clock, with its cache emptied before."""
+        self.spare.zero_()
+        if not self.gpu:
+            begun = time.perf_counter()
+            run()
+            return time.perf_counter() - begun
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        stop.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+    def clock(self, run: races.Run, tensors: list[Tensor], grad: bool) -> dict[str, float]:
+        """Seconds forward, and backward where that is wanted."""
+        if not grad:
+            with torch.no_grad():
+                return {races.FORWARD: self.seconds(lambda: run(*tensors))}
+        out: list[Tensor] = []
+        forward = self.seconds(lambda: out.append(races.first(run(*tensors))))
+        wanted, direction = races.leaves(tensors), torch.randn_like(out[0])
+        return {
+            races.FORWARD: forward,
+            races.BACKWARD: self.seconds(lambda: torch.autograd.grad(out[0], wanted, direction)),
+        }
+
+    def ceilings(self) -> dict[str, float]:
+        """What is reached here: FLOP/s of one large bfloat16 product, bytes/s of a copy (read and write)."""
+        side, size = (8192, 1 << 30) if self.gpu else (64, 1 << 10)
+        a, b = (torch.randn(side, side, device=self.name, dtype=torch.bfloat16) for _ in range(2))
+        x = torch.empty(size, dtype=torch.int8, device=self.name)
+        product = statistics.median(self.seconds(lambda: a @ b) for _ in range(20))
+        copy = statistics.median(self.seconds(lambda: x.clone()) for _ in range(20))
+        return {"flops": 2 * side**3 / product, "bytes": 2 * size / copy}
+
+    def about(self) -> dict[str, str]:
+        """The machine and the versions."""
+        driver = ""
+        if self.gpu:
+            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
+        name = torch.cuda.get_device_name() if self.gpu else self.name
+        return {"device": name, "driver": driver, "torch": torch.__version__, "triton": triton.__version__}
 
 
-MASKS = {"causal documents": None, "documents with images": IMAGE, "with noised copies": NOISED}
+def gate(op: str, module: Callable[[], Any]) -> list[dict[str, Any]]:
+    """The checks of an op, printed as they end. One that raises ends them, and is wrong."""
+    found: list[dict[str, Any]] = []
 
+    def say(title: str, right: bool, fact: str, **more: Any) -> None:
+        found.append({"op": op, "title": title, "right": right, **more})
+        print(f"- {'right' if right else 'WRONG'}: {op}, {title}: {fact}", flush=True)
 
-def inputs(tokens: int, width: int, dtype: torch.dtype, heads: tuple[int, int] | None = None) -> list[Tensor]:
-    """Fresh queries, keys, values that want gradients, and a gradient of the output."""
-    count, key_heads = heads or SHAPES[width]
-    shapes = [(tokens, n, width) for n in (count, key_heads, key_heads)]
-    made = [torch.randn(s, device=DEVICE, dtype=dtype, requires_grad=True) for s in shapes]
-    return [*made, torch.randn(shapes[0], device=DEVICE, dtype=dtype)]
-
-
-def gate(tokens: int = 3000) -> list[dict[str, Any]]:
-    """Errors of every dtype, width and mask, and whether two runs gave the same bits."""
-    found = []
-    for title, image in MASKS.items():
-        seen = packed(tokens, image)
-        mask = torch.from_numpy(seen.matrix()).to(DEVICE)
-        plan = interval_plan(seen, seen, DEVICE)
-        for width in (*SHAPES, 80):
-            for dtype, allowed in TOLERANCE.items():
-                *ours, grad = inputs(tokens, width, dtype, (2, 1))
-                results = []
-                for _ in range(2):
-                    out = interval_attention(*ours, plan, None)
-                    results.append([out, *torch.autograd.grad(out, ours, grad)])
-                wide = [x.detach().double().requires_grad_() for x in ours]
-                exact = reference(*wide, mask)
-                wanted = [exact, *torch.autograd.grad(exact, wide, grad.double())]
-                errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(results[0], wanted, strict=True)]
-                same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-                right = errors[0] <= allowed[0] and max(errors[1:]) <= allowed[1] and same
-                name = str(dtype).removeprefix("torch.")
-                found.append(
-                    {"mask": title, "width": width, "dtype": name, "errors": errors, "same": same, "right": right}
-                )
+    try:
+        for check in module().gate():
+            errors = ", ".join(f"{e:.1e} (of {b:.0e})" for e, b in zip(check.errors, check.bounds, strict=True))
+            bits = "" if check.same_bits else "; a second run gave other bits"
+            say(check.title, check.right, f"{errors}{bits}", errors=check.errors, bounds=check.bounds)
+    except Exception as error:  # one op that breaks must not hide what the others do
+        say("broke", False, f"{type(error).__name__}: {error}")
+    if not found:
+        say("nothing checked", False, "it has no check, so its kernels are not known to be right")
     return found
 
 
-def contestants(seen: Visibility, width: int) -> dict[str, Callable[..., Tensor]]:
-    """Each implementation as a function of queries, keys and values."""
-    plan, tokens = interval_plan(seen, seen, DEVICE), len(seen)
-    flex = lower(seen, device=DEVICE, implementation="flex")
-    found: dict[str, Callable[..., Tensor]] = {
-        "triton": lambda q, k, v: interval_attention(q, k, v, plan, None),
-        "flex": lambda q, k, v: attend(q, k, v, flex),
-    }
-    if tokens <= DENSE_AT_MOST:
-        dense = lower(seen, device=DEVICE, implementation="dense")
-        found["dense"] = lambda q, k, v: attend(q, k, v, dense)
+def made(op: str, module: Callable[[], Any], notes: list[str]) -> Iterator[races.Race | None]:
+    """The races of an op. Where making one raises, a note says so, and None ends them."""
+    try:
+        yield from module().races()
+    except Exception as error:  # one op that breaks must not hide what the others do
+        notes.append(f"{op}: its races broke: {type(error).__name__}: {error}")
+        yield None
 
-    def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
 
-    found["causal"] = causal
+def table(outcome: races.Outcome, ceilings: Mapping[str, float]) -> list[str]:
+    """The rows of one race."""
+    found, race = [], outcome.race
+
+    def rate(value: float, unit: float, ceiling: float) -> str:
+        return f"{value / unit:,.0f} | {100 * value / ceiling:.0f} %" if value else "- | -"
+
+    for which, results in outcome.passes.items():
+        for each in results:
+            low, middle, high = (x * 1e3 for x in each.seconds)
+            less, ratio, more = each.ratio
+            cells = [race.title, which, each.name, f"{middle:.3f} ({low:.3f} to {high:.3f})"]
+            cells += [rate(each.flops, 1e12, ceilings["flops"]), rate(each.bytes, 1e9, ceilings["bytes"])]
+            found.append(
+                "| "
+                + " | ".join([*cells, "-" if each.name == race.ours else f"{ratio:.2f}x ({less:.2f} to {more:.2f})"])
+                + " |"
+            )
+    found += [f"| {race.title} | | {name} | failed: {why} | | | | | |" for name, why in outcome.failed.items()]
+    if outcome.passes and outcome.rounds < outcome.wanted:
+        found.append(f"| {race.title} | | | cut short after {outcome.rounds} of {outcome.wanted} rounds | | | | | |")
     return found
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Of one run, by the GPU's own clock, with its cache emptied before."""
-    torch.empty(128 << 20, dtype=torch.int8, device=DEVICE).zero_()
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    stop.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(stop) / 1e3
-
-
-def passes(run: Callable[..., Tensor], tensors: list[Tensor], grad: Tensor) -> tuple[float, float]:
-    """Seconds forward and backward."""
-    out: list[Tensor] = []
-    forward = seconds(lambda: out.append(run(*tensors)))
-    return forward, seconds(lambda: torch.autograd.grad(out[0], tensors, grad))
-
-
-def race(seen: Visibility, width: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every round, forward and backward, for every contestant; the first three rounds are left out."""
-    runs = contestants(seen, width)
-    times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "backward": []} for name in runs}
-    for number in range(rounds + 3):
-        *tensors, grad = inputs(len(seen), width, torch.bfloat16)
-        for name, run in runs.items():
-            both = passes(run, tensors, grad)
-            if number >= 3:
-                times[name]["forward"].append(both[0])
-                times[name]["backward"].append(both[1])
-    return times
-
-
-def ceilings() -> dict[str, float]:
-    """What this GPU reaches: TFLOP/s of one large bfloat16 product, TB/s of a copy (read and write)."""
-    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    x = torch.empty(1 << 30, dtype=torch.int8, device=DEVICE)
-    product = statistics.median(seconds(lambda: a @ b) for _ in range(20))
-    copy = statistics.median(seconds(lambda: x.clone()) for _ in range(20))
-    return {"TFLOP/s": 2 * 8192**3 / product / 1e12, "TB/s": 2 * x.numel() / copy / 1e12}
-
-
-def facts() -> dict[str, str]:
-    """The machine and the versions."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
-    return {
-        "device": torch.cuda.get_device_name(),
-        "driver": driver,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-    }
-
-
-def measured(tokens: list[int], rounds: int, most: float) -> list[dict[str, Any]]:
-    """All races, printed as they end."""
-    print(
-        "| mask | tokens | width | pass | "
-        + " | ".join(f"{n}, TFLOP/s" for n in ("triton", "flex", "dense", "causal")),
-        end="",
-    )
-    print(" | flex / triton | dense / triton | triton, share of a product |\n|" + "---|" * 11)
-    found = []
-    for count in tokens:
-        for title, image in MASKS.items():
-            seen = packed(count, image)
-            pairs = int(seen.matrix().sum())
-            for width, (heads, _) in SHAPES.items():
-                times = race(seen, width, rounds)
-                for which, factor in (("forward", 1.0), ("backward", 2.5)):
-                    line = {"mask": title, "tokens": count, "width": width, "pass": which, "times": {}, "TFLOP/s": {}}
-                    for name, own in times.items():
-                        area = count * (count + 1) // 2 if name == "causal" else pairs
-                        quartiles = statistics.quantiles(own[which], n=4)
-                        line["times"][name] = quartiles
-                        line["TFLOP/s"][name] = factor * 4 * width * heads * area / quartiles[1] / 1e12
-                    found.append(line)
-                    print(_row(line, times, which, most), flush=True)
-    return found
-
-
-def _row(line: dict[str, Any], times: dict[str, dict[str, list[float]]], which: str, most: float) -> str:
-    rates = [f"{line['TFLOP/s'][n]:.0f}" if n in times else "-" for n in ("triton", "flex", "dense", "causal")]
-
-    def ratio(name: str) -> str:
-        if name not in times:
-            return "-"
-        pairs = zip(times[name][which], times["triton"][which], strict=True)
-        return f"{statistics.median(a / b for a, b in pairs):.2f}x"
-
-    cells = [line["mask"], f"{line['tokens']:,}", line["width"], which, *rates, ratio("flex"), ratio("dense")]
-    return "| " + " | ".join(map(str, [*cells, f"{100 * line['TFLOP/s']['triton'] / most:.0f} %"])) + " |"
-
-
-def main() -> None:
-    """Gate, then figures."""
+def main(arguments: Sequence[str] | None = None, modules: Mapping[str, Callable[[], Any]] | None = None) -> None:
+    """Gates, then figures, of the ops of `modules` (None: all there are)."""
+    begun = time.monotonic()
+    modules = races.ops("gpu_races") if modules is None else modules
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384, 32768])
+    parser.add_argument("--op", nargs="+", choices=[*modules], default=[*modules], help="these ops only")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=8, help="for everything, gates included")
+    parser.add_argument("--seconds", type=float, default=15, help="after so many a race begins no new round")
+    parser.add_argument("--without", nargs="+", default=[], help="leave these contestants out")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="the CPU only to try this program")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU that torch can use: nothing was measured")
     torch.manual_seed(0)
-    about, limits, checks = facts(), ceilings(), gate()
-    print(", ".join(f"{k} {v}" for k, v in about.items()), *(f"{v:.2f} {k}" for k, v in limits.items()), sep="; ")
-    for check in checks:
-        errors = ", ".join(f"{e:.1e}" for e in check["errors"])
-        print(
-            f"{'right' if check['right'] else 'WRONG'}: {check['mask']}, {check['width']} wide, {check['dtype']}: {errors}"
-        )
+    device = Device(options.device)
+    ceilings, checks, found = device.ceilings(), [], []
+    notes: list[str] = []
+    report: dict[str, Any] = {**device.about(), "ceilings": ceilings, "gate": checks, "races": found, "notes": notes}
+    print(", ".join(f"{k} {v}" for k, v in device.about().items() if v), end="; ")
+    print(f"a product {ceilings['flops'] / 1e12:,.0f} TFLOP/s, a copy {ceilings['bytes'] / 1e9:,.0f} GB/s\n")
+
+    def keep() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    for op in options.op:
+        checks += gate(op, modules[op])
+        keep()
     wrong = [check for check in checks if not check["right"]]
-    found = [] if wrong else measured(options.tokens, options.rounds, limits["TFLOP/s"])
-    if options.json:
-        options.json.write_text(json.dumps({**about, "ceilings": limits, "gate": checks, "attention": found}, indent=2))
+    red = {check["op"] for check in wrong}
+    green = [op for op in options.op if op not in red]
+    broken = 0
+    for place, op in enumerate(green):
+        now = time.monotonic()
+        until = now + max(0.0, begun + 60 * options.minutes - now) / (len(green) - place)
+        print(f"\n## {op}\n\n{HEADER}\n|{'---|' * 9}", flush=True)
+        for race in made(op, modules[op], notes):
+            if race is None:
+                broken += 1
+                continue
+            left = until - time.monotonic()
+            if left <= 0:
+                notes.append(f"{op}: no time was left for {race.title!r} and what comes after it")
+                break
+            outcome = races.run(
+                race, device.clock, rounds=options.rounds, warm=WARM,
+                seconds=min(options.seconds, left), without=options.without,
+            )  # fmt: skip
+            print(*table(outcome, ceilings), sep="\n", flush=True)
+            broken += race.ours in outcome.failed
+            found.append({
+                "op": op, "case": race.title, "ours": race.ours, "rounds": outcome.rounds, "failed": outcome.failed,
+                "passes": {which: [asdict(each) for each in results] for which, results in outcome.passes.items()},
+            })  # fmt: skip
+            keep()
+    print(*(["", *notes] if notes else []), sep="\n")
+    keep()
     if wrong:
-        sys.exit(f"{len(wrong)} of {len(checks)} checks failed, so nothing was timed")
+        sys.exit(f"{len(wrong)} of {len(checks)} checks failed, so nothing was timed of {', '.join(sorted(red))}")
+    if broken:
+        sys.exit(f"mmkit's own kernel failed in {broken} of the races")
 
 
 if __name__ == "__main__":

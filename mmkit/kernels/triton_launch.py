@@ -21,6 +21,10 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+# To `torch.compile` a constant, as in `mmkit.kernels.dispatch`: it cannot follow how Triton reads its settings.
+interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def architecture(x: Tensor) -> int:
     """The compute capability of the GPU a tensor is on, as 90 for 9.0."""
     major, minor = _capability(x.device.index or 0)

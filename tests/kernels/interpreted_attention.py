@@ -1,7 +1,7 @@
 """The Triton attention kernels in Triton's interpreter, run by `interpreting`.
 
-Each case gives the relative errors (L2
-norm) of the output and the gradients against the plain statement in float64, and what else the tests ask.
+Each case gives the relative errors (L2 norm) of the output and the gradients against the plain statement in float64, and what
+else the tests ask.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from interpreting import gradients, relative
 
-from mmkit.kernels.attention import reference
-from mmkit.kernels.attention.triton import interval_attention
+from mmkit.kernels.attention import attend, reference
+from mmkit.kernels.attention.triton import interval_attention, vectors
 from mmkit.sequence.intervals import interval_plan
 from mmkit.sequence.layout import Piece, StreamRule, join, lay_out
 from mmkit.sequence.positions import Rope
@@ -64,6 +64,29 @@ def compare(
     }
 
 
+def compiled(seen: Visibility) -> dict[str, bool]:
+    """Whether `attend` in one graph gives the bits it gives without."""
+    plan, given = interval_plan(seen, seen, torch.device("cpu")), inputs((len(seen),) * 2, (2, 1, 48), torch.float32)
+    found = {}
+    for name, function in (("eager", attend), ("compiled", torch.compile(attend, fullgraph=True, backend="aot_eager"))):
+        out = function(*given, plan)
+        found[name] = [out, *gradients(out, given)]
+    return {name: torch.equal(a, b) for name, a, b in zip("oqkv", *found.values(), strict=True)}
+
+
+def checked(seen: Visibility) -> dict[str, str]:
+    """What torch's own check of operators says: of schema, autograd, fake tensors and tracing."""
+    plan, (q, k, v) = interval_plan(seen, seen, torch.device("cpu")), inputs((len(seen),) * 2, (2, 1, 64), torch.float32)
+    bounds, lists = vectors(plan)
+    forward = torch.library.opcheck(torch.ops.mmkit.interval_attention.default, (q, k, v, bounds, lists, 0.1))
+    given = [x.detach() for x in (q, k, v)]
+    out, lse = torch.ops.mmkit.interval_attention(*given, bounds, lists, 0.1)
+    backward = torch.library.opcheck(
+        torch.ops.mmkit.interval_attention_backward.default, (out, *given, out, lse, bounds, lists, 0.1)
+    )
+    return {f"{op}, {k}": v for op, all_ in (("forward", forward), ("backward", backward)) for k, v in all_.items()}
+
+
 def cases() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for seed in range(2):
@@ -73,9 +96,13 @@ def cases() -> dict[str, Any]:
     for heads in ((1, 1, 128), (4, 2, 16), (2, 2, 80)):
         found[f"heads {heads}"] = compare(seen, None, heads, torch.float32)
     found["half"] = compare(seen, None, (2, 1, 64), torch.float16)
+    found["bfloat16"] = compare(layout(3, 256), None, (2, 1, 64), torch.bfloat16)
+    found["bfloat16, wide heads"] = compare(seen, None, (1, 1, 128), torch.bfloat16)
     padded = seen.padded(len(seen) + 30)
     found["padding"] = compare(padded, None, (2, 1, 64), torch.float32)
     shuffled = padded.take(np.random.default_rng(0).permutation(len(padded)))
     found["any order"] = compare(shuffled, None, (2, 1, 64), torch.float32)
     found["memory"] = compare(padded, shuffled.take(slice(0, 50)), (2, 1, 64), torch.float32)
+    few = shuffled.take(slice(0, 90))
+    found["torch.compile"], found["opcheck"] = compiled(few), checked(few)
     return found

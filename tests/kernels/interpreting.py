@@ -1,7 +1,8 @@
 """Runs kernels in Triton's interpreter, in a program of its own: the interpreter is chosen when Triton is first imported.
 
 A module ``interpreted_X`` beside this one has a function ``cases`` that gives what the tests look at, by case, as JSON can hold
-it. While it runs, memory that nothing has been written to holds NaN (whole numbers: the least there is).
+it. While it runs, memory that nothing has been written to holds NaN (whole numbers: the least there is), and bfloat16 is computed
+as a GPU does (`bfloat16`).
 """
 
 from __future__ import annotations
@@ -53,5 +54,6 @@ def _poison() -> None:
 
 
 if __name__ == "__main__":
+    importlib.import_module("bfloat16").install()
     _poison()
     print(json.dumps(importlib.import_module(sys.argv[1]).cases()))

@@ -81,11 +81,16 @@ def interval_attention(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Interv
         q_QNH = q_QNH.index_select(0, plan.query_order)
     if plan.key_order is not None:
         k_SKH, v_SKH = (x.index_select(0, plan.key_order) for x in (k_SKH, v_SKH))
-    lists = [getattr(side, name) for side in (plan.by_query, plan.by_key) for name in ("start", "whole", "index")]
-    out_QNH, _ = _attention(q_QNH, k_SKH, v_SKH, [plan.lo_Q, plan.hi_Q, plan.until_S], lists, scale)
+    out_QNH, _ = _attention(q_QNH, k_SKH, v_SKH, *vectors(plan), scale)
     if plan.query_order is not None:
         out_QNH = torch.empty_like(out_QNH).index_copy(0, plan.query_order, out_QNH)
     return out_QNH[..., :width]
+
+
+def vectors(plan: Intervals) -> tuple[list[Tensor], list[Tensor]]:
+    """The bounds and the lists of blocks of a plan, as the operators take them."""
+    sides = (plan.by_query, plan.by_key)
+    return [plan.lo_Q, plan.hi_Q, plan.until_S], [x for side in sides for x in (side.start, side.whole, side.index)]
 
 
 @torch.library.custom_op("mmkit::interval_attention", mutates_args=())
