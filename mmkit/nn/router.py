@@ -1,13 +1,14 @@
 """Routers: which experts read which token, and with what weight.
 
-Shape suffixes: T tokens, E experts, A assignments, k experts per token.
+Shape suffixes: T tokens, E experts, A assignments, k experts per token, c tokens per expert.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +36,12 @@ class Choice:
 
 
 class Router(Part):
-    """Chooses among the experts of one pool; built as ``Class(config, experts)``. Only tokens of that pool are shown."""
+    """Chooses among the experts of one pool; built as ``Class(config, experts)``. Only tokens of that pool are shown.
+
+    `looks_ahead` says that the experts of a token depend on tokens after it.
+    """
+
+    looks_ahead: ClassVar[bool] = False
 
     def __init__(self, config: Any, experts: int) -> None:
         super().__init__()
@@ -120,6 +126,50 @@ class TopK(Router):
         """The bias of an expert that read more than its share goes down, that of the others up."""
         if self.bias_E is not None:
             self.bias_E += self.config.bias_rate * torch.sign(load_E.mean() - load_E)
+
+
+class ExpertChoice(Router):
+    """Every expert chooses its best tokens, equally many (Zhou et al. 2022, 2202.09368); equal scores go to the lowest index.
+
+    The load is even by construction, so there are no losses; some tokens are read by many experts, some by none. Which they are
+    depends on all tokens that go through the layer at once, those of other samples too. For tokens that are predicted together
+    (masked, flow or diffusion heads) that is a choice like any other. In a stream that is written token by token it leaks what is
+    to be predicted, and a token that is generated alone goes through all experts, as it never did in training: a recipe with
+    such a stream is refused (`backbone.looks_ahead`).
+    """
+
+    looks_ahead = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Expert choice.
+
+        Options:
+            capacity_factor: experts per token, on average: each expert reads this share of what an even split would give it,
+                rounded up, and at most all tokens.
+            score: ``softmax`` over all experts (Zhou et al.), or ``sigmoid`` of each.
+            scale: the weights are multiplied by this in the end.
+        """
+
+        capacity_factor: Positive = 2.0
+        score: Literal["softmax", "sigmoid"] = "softmax"
+        scale: Positive = 1.0
+
+    def __init__(self, config: Config, experts: int) -> None:
+        super().__init__(config, experts)
+        self.config = config
+
+    def forward(self, logits_TE: Tensor) -> Choice:
+        """Equally many assignments for each expert, experts in order, the best token of each first."""
+        (tokens, experts), config, device = logits_TE.shape, self.config, logits_TE.device
+        score_ET = (logits_TE.softmax(-1) if config.score == "softmax" else logits_TE.sigmoid()).T
+        capacity = min(tokens, math.ceil(tokens * config.capacity_factor / experts))
+        token_Ec = score_ET.detach().sort(dim=-1, descending=True, stable=True).indices[:, :capacity]
+        return Choice(
+            token_Ec.flatten(), torch.arange(experts, device=device).repeat_interleave(capacity),
+            score_ET.gather(1, token_Ec).flatten() * config.scale, order_A=torch.arange(token_Ec.numel(), device=device),
+            load_E=torch.full((experts,), float(capacity), device=device),
+        )  # fmt: skip
 
 
 def _check_groups(config: TopK.Config, experts: int) -> None:

@@ -25,7 +25,8 @@ WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 class Tile:
     """Tokens of a tile of `choose` and of `backward`, assignments of one of `place`; and how they are compiled.
 
-    `programs` is how many of `choose` there are at most: where there are more tiles, each takes several.
+    `programs` is how many of `choose` there are at most: where there are more tiles, each takes several. Of what those leave,
+    `place` reads so many rows at once.
     """
 
     tokens: int
@@ -33,14 +34,15 @@ class Tile:
     rows: int
     programs: int
     warps: int
+    place_warps: int
 
 
-# By compute capability and width: 2,048 scores a tile, of which each thread of four warps has 16.
+# By compute capability and width: 2,048 scores a tile, 16 for each thread of four warps.
 TABLE = {
-    (80, width): Tile(min(64, 2048 // width), min(128, 8192 // width), min(64, 4096 // width), 256, 4)
+    (80, width): Tile(min(64, 2048 // width), min(128, 8192 // width), min(64, 8192 // width), 256, 4, 8)
     for width in WIDTHS
 }
-INTERPRETED = Tile(64, 128, 1, 2, 1)
+INTERPRETED = Tile(64, 128, 1, 2, 1, 1)
 """Few large tiles, and few programs, so that each has several."""
 
 
@@ -98,15 +100,14 @@ def _route(
     counts = torch.empty((programs, experts), dtype=torch.int32, device=logits.device)
     parts = torch.empty((programs, experts) if shares else 0, dtype=torch.float32, device=logits.device)
     ends = torch.empty(programs if squares else 0, dtype=torch.float32, device=logits.device)
-    compiled = options(how.warps, 1)
     kernels.choose[(programs,)](
         logits.contiguous(), bias, chosen, weights, counts, parts, ends, tokens, steps, scale,
         experts, k, groups, kept, sigmoid, normalize, bias is not None, shares, squares,
-        many, size, triton.next_power_of_2(k), how.tokens, **compiled,
+        many, size, triton.next_power_of_2(k), how.tokens, **options(how.warps, 1),
     )  # fmt: skip
     kernels.place[(programs + 1,)](
         chosen, counts, parts, ends, order, count, stop, share, square, tokens * k, steps * how.tokens * k, programs,
-        experts, shares, squares, padded(experts)[1], how.rows, how.assignments, **compiled,
+        experts, shares, squares, padded(experts)[1], how.rows, how.assignments, **options(how.place_warps, 1),
     )  # fmt: skip
     return found
 

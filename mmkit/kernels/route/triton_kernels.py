@@ -85,7 +85,7 @@ def choose(
     NORMALIZE: tl.constexpr, BIASED: tl.constexpr, SHARES: tl.constexpr, SQUARES: tl.constexpr,
     G: tl.constexpr, N: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """`steps` tiles of tokens: ``experts`` and ``weights [T, K]``, and a row of ``counts`` and ``shares [P, E]`` and ``squares``."""
+    """`steps` tiles of tokens: ``experts`` and ``weights [T, K]``; a row of ``counts`` and ``shares [P, E]``, one of ``squares``."""
     SIZE: tl.constexpr = E // GROUPS
     program = tl.program_id(0)
     col_E = tl.arange(0, G * N)
@@ -115,7 +115,7 @@ def choose(
             top_T = tl.max(left_TE, 1)
             hit_TE = left_TE == top_T[:, None]
             left_TE = tl.where(hit_TE, LOWEST, left_TE)
-            value_T = tl.sum(tl.where(hit_TE, score_TE, 0.0), 1)
+            value_T = tl.sum(tl.where(hit_TE, score_TE, 0.0), 1) if BIASED else _score(top_T)
             expert_TK = tl.where((slot_K == j)[None, :], _index(top_T, E)[:, None], expert_TK)
             weight_TK = tl.where((slot_K == j)[None, :], value_T[:, None], weight_TK)
         if NORMALIZE:
@@ -149,32 +149,33 @@ def place(
     program = tl.program_id(0)
     expert_E = tl.arange(0, WIDTH)
     real_E = expert_E < E
-    total_E = tl.zeros([WIDTH], tl.int32)
-    before_E = tl.zeros([WIDTH], tl.int32)
+    total_RE = tl.zeros([ROWS, WIDTH], tl.int32)
+    before_RE = tl.zeros([ROWS, WIDTH], tl.int32)
     for first in range(0, P, ROWS):
         row_R = first + tl.arange(0, ROWS)
         real_RE = (row_R < P)[:, None] & real_E[None, :]
         count_RE = tl.load(counts + row_R[:, None] * E + expert_E[None, :], mask=real_RE, other=0)
-        total_E += tl.sum(count_RE, 0)
-        before_E += tl.sum(tl.where((row_R < program)[:, None], count_RE, 0), 0)
+        total_RE += count_RE
+        before_RE += tl.where((row_R < program)[:, None], count_RE, 0)
+    total_E = tl.sum(total_RE, 0)
     stop_E = tl.cumsum(total_E, 0)
     if program == P:
         tl.store(count + expert_E, total_E.to(tl.int64), mask=real_E)
         tl.store(stop + expert_E, stop_E, mask=real_E)
-        share_E = tl.zeros([WIDTH], tl.float32)
+        share_RE = tl.zeros([ROWS, WIDTH], tl.float32)
         square_R = tl.zeros([ROWS], tl.float32)
         for first in range(0, P, ROWS):
             row_R = first + tl.arange(0, ROWS)
             real_RE = (row_R < P)[:, None] & real_E[None, :]
             if SHARES:
-                share_E += tl.sum(tl.load(shares + row_R[:, None] * E + expert_E[None, :], mask=real_RE, other=0.0), 0)
+                share_RE += tl.load(shares + row_R[:, None] * E + expert_E[None, :], mask=real_RE, other=0.0)
             if SQUARES:
                 square_R += tl.load(squares + row_R, mask=row_R < P, other=0.0)
         if SHARES:
-            tl.store(share + expert_E, share_E, mask=real_E)
+            tl.store(share + expert_E, tl.sum(share_RE, 0), mask=real_E)
         if SQUARES:
             tl.store(square, tl.sum(square_R, 0))
-    next_E = stop_E - total_E + before_E
+    next_E = stop_E - total_E + tl.sum(before_RE, 0)
     end = tl.minimum((program + 1) * span, assignments)
     for first in range(program * span, end, TILE):
         place_A = first + tl.arange(0, TILE)
