@@ -382,8 +382,8 @@ def _backbone_crosses(case: Case) -> Iterator[Finding]:
         yield Finding("model.backbone", fact, "write `enters: cross` on a stream, or leave the cross-attention out")
 
 
-@_rule("backbone.looks_ahead", BY_PORT)
-def _backbone_looks_ahead(case: Case) -> Iterator[Finding]:
+@_rule("backbone.ahead", BY_PORT)
+def _backbone_ahead(case: Case) -> Iterator[Finding]:
     backbone = case.parts.backbone
     if backbone is None or not backbone.looks_ahead:
         return

@@ -135,7 +135,7 @@ class ExpertChoice(Router):
     depends on all tokens that go through the layer at once, those of other samples too. For tokens that are predicted together
     (masked, flow or diffusion heads) that is a choice like any other. In a stream that is written token by token it leaks what is
     to be predicted, and a token that is generated alone goes through all experts, as it never did in training: a recipe with
-    such a stream is refused (`backbone.looks_ahead`).
+    such a stream is refused (`backbone.ahead`).
     """
 
     looks_ahead = True

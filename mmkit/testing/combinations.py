@@ -101,7 +101,7 @@ class Combination:
             found |= wrong | ({"backbone.crosses"} if stream.enters == "cross" and not backbone.crosses else set())
             heads += [head] if head is not None else []
             if head is not None and head.shift == -1 and backbone.looks_ahead:
-                found.add("backbone.looks_ahead")
+                found.add("backbone.ahead")
         streams = [self.text, self.seen, self.drawn]
         crossing = any(stream.enters == "cross" for stream in streams)
         written = [stream.kind for stream in streams if stream.head]
