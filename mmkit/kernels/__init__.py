@@ -5,6 +5,9 @@ from mmkit.hooks import Register, hookimpl
 CATALOGUE = {
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
+    ("route", "reference"): "mmkit.kernels.route.reference:reference",
+    ("route", "selected"): "mmkit.kernels.route.selected:selected",
+    ("route", "triton"): "mmkit.kernels.route.fused:fused",
 }
 
 

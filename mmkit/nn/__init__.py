@@ -4,6 +4,7 @@ from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
     "top_k": "mmkit.nn.router:TopK",
+    "expert_choice": "mmkit.nn.router:ExpertChoice",
 }
 
 

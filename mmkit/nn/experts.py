@@ -61,8 +61,8 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Report]:
         """``[T, D]`` to ``[T, D]``, and the report."""
         choice = self.router(self._logits(x_TD))
-        load_E = load(choice.expert_A, self.experts)
-        order_A = torch.argsort(choice.expert_A, stable=True)
+        load_E = load(choice.expert_A, self.experts) if choice.load_E is None else choice.load_E
+        order_A = torch.argsort(choice.expert_A, stable=True) if choice.order_A is None else choice.order_A
         token_A = choice.token_A[order_A]
         route = Route(choice.token_A, choice.expert_A, self.experts)
         y_AD = self._compute(x_TD.index_select(0, token_A), load_E)

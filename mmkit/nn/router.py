@@ -1,13 +1,14 @@
 """Routers: which experts read which token, and with what weight.
 
-Shape suffixes: T tokens, E experts, A assignments, k experts per token, G groups, e experts of one group.
+Shape suffixes: T tokens, E experts, A assignments, k experts per token, c tokens per expert.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,23 +16,32 @@ from torch import Tensor
 from mmkit.contracts.options import Count, NonNegative, Positive
 from mmkit.contracts.part import Part
 from mmkit.errors import ContractError
+from mmkit.kernels.route import Routed, Scheme, route
 
 
 @dataclass(frozen=True)
 class Choice:
     """Assignments in any number and order: expert ``expert_A`` reads token ``token_A`` with weight ``weight_A`` (float32).
 
-    `losses` are weighted scalars of this layer.
+    `losses` are weighted scalars of this layer. A router that knows them gives `order_A`, the assignments sorted by expert,
+    stably, and `load_E`, how many every expert has (float32).
     """
 
     token_A: Tensor
     expert_A: Tensor
     weight_A: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    order_A: Tensor | None = None
+    load_E: Tensor | None = None
 
 
 class Router(Part):
-    """Chooses among the experts of one pool; built as ``Class(config, experts)``. Only tokens of that pool are shown."""
+    """Chooses among the experts of one pool; built as ``Class(config, experts)``. Only tokens of that pool are shown.
+
+    `looks_ahead` says that the experts of a token depend on tokens after it.
+    """
+
+    looks_ahead: ClassVar[bool] = False
 
     def __init__(self, config: Any, experts: int) -> None:
         super().__init__()
@@ -86,45 +96,29 @@ class TopK(Router):
             )  # fmt: skip
         _check_groups(config, experts)
         self.config = config
+        self.scheme = Scheme(
+            config.k, config.score, config.normalize, config.scale, config.groups, config.groups_kept,
+            shares=config.balance == "loss" and config.balance_weight > 0, squares=config.z_loss > 0,
+        )  # fmt: skip
         self.bias_E: Tensor | None
         self.register_buffer("bias_E", torch.zeros(experts) if config.balance == "bias" else None)
 
     def forward(self, logits_TE: Tensor) -> Choice:
         """k assignments for each token, tokens in order."""
-        config = self.config
-        score_TE = logits_TE.softmax(-1) if config.score == "softmax" else logits_TE.sigmoid()
-        rank_TE = score_TE.detach() if self.bias_E is None else score_TE.detach() + self.bias_E
-        expert_Tk = _best(self._within_groups(rank_TE), config.k)
-        weight_Tk = score_TE.gather(1, expert_Tk)
-        if config.normalize:
-            weight_Tk = weight_Tk / weight_Tk.sum(-1, keepdim=True).clamp_min(1e-20)
+        chosen = route(logits_TE, self.bias_E, self.scheme)
         token_T = torch.arange(len(logits_TE), device=logits_TE.device)
         return Choice(
-            token_T.repeat_interleave(config.k), expert_Tk.flatten(), weight_Tk.flatten() * config.scale,
-            self._losses(logits_TE, score_TE, expert_Tk),
+            token_T.repeat_interleave(self.config.k), chosen.expert_Tk.flatten(), chosen.weight_Tk.flatten(),
+            self._losses(chosen, len(logits_TE)), chosen.order_A, chosen.count_E.float(),
         )  # fmt: skip
 
-    def _within_groups(self, rank_TE: Tensor) -> Tensor:
-        """The same, with -inf for the experts of all but each token's best groups."""
-        config = self.config
-        if config.groups_kept == config.groups:
-            return rank_TE
-        rank_TGe = rank_TE.unflatten(1, (config.groups, -1))
-        group_TG = rank_TGe.topk(1 if self.bias_E is None else min(2, rank_TGe.shape[2])).values.sum(-1)
-        kept_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter(1, _best(group_TG, config.groups_kept), True)
-        return rank_TGe.masked_fill(~kept_TG[..., None], -torch.inf).flatten(1)
-
-    def _losses(self, logits_TE: Tensor, score_TE: Tensor, expert_Tk: Tensor) -> dict[str, Tensor]:
-        losses = {}
-        tokens, experts = max(1, len(logits_TE)), logits_TE.shape[1]
-        if self.config.balance == "loss" and self.config.balance_weight:
-            share_TE = score_TE
-            if self.config.score == "sigmoid":
-                share_TE = score_TE / score_TE.sum(-1, keepdim=True).clamp_min(1e-20)
-            load_E = load(expert_Tk.flatten(), experts) / tokens
-            losses["balance"] = self.config.balance_weight * experts * (load_E @ share_TE.sum(0)) / tokens
-        if self.config.z_loss:
-            losses["router_z"] = self.config.z_loss * logits_TE.logsumexp(-1).square().sum() / tokens
+    def _losses(self, chosen: Routed, tokens: int) -> dict[str, Tensor]:
+        losses, tokens, experts = {}, max(1, tokens), len(chosen.count_E)
+        if chosen.share_E is not None:
+            load_E = chosen.count_E.float() / tokens
+            losses["balance"] = self.config.balance_weight * experts * (load_E @ chosen.share_E) / tokens
+        if chosen.square is not None:
+            losses["router_z"] = self.config.z_loss * chosen.square / tokens
         return losses
 
     @torch.no_grad()
@@ -134,9 +128,48 @@ class TopK(Router):
             self.bias_E += self.config.bias_rate * torch.sign(load_E.mean() - load_E)
 
 
-def _best(score_TE: Tensor, k: int) -> Tensor:
-    """The places ``[T, k]`` of the k highest scores. Unlike `topk`, a stable sort says who wins between equals."""
-    return score_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+class ExpertChoice(Router):
+    """Every expert chooses its best tokens, equally many (Zhou et al. 2022, 2202.09368); equal scores go to the lowest index.
+
+    The load is even by construction, so there are no losses; some tokens are read by many experts, some by none. Which they are
+    depends on all tokens that go through the layer at once, those of other samples too. For tokens that are predicted together
+    (masked, flow or diffusion heads) that is a choice like any other. In a stream that is written token by token it leaks what is
+    to be predicted, and a token that is generated alone goes through all experts, as it never did in training: a recipe with
+    such a stream is refused (`backbone.ahead`).
+    """
+
+    looks_ahead = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Expert choice.
+
+        Options:
+            capacity_factor: experts per token, on average: each expert reads this share of what an even split would give it,
+                rounded up, and at most all tokens.
+            score: ``softmax`` over all experts (Zhou et al.), or ``sigmoid`` of each.
+            scale: the weights are multiplied by this in the end.
+        """
+
+        capacity_factor: Positive = 2.0
+        score: Literal["softmax", "sigmoid"] = "softmax"
+        scale: Positive = 1.0
+
+    def __init__(self, config: Config, experts: int) -> None:
+        super().__init__(config, experts)
+        self.config = config
+
+    def forward(self, logits_TE: Tensor) -> Choice:
+        """Equally many assignments for each expert, experts in order, the best token of each first."""
+        (tokens, experts), config, device = logits_TE.shape, self.config, logits_TE.device
+        score_ET = (logits_TE.softmax(-1) if config.score == "softmax" else logits_TE.sigmoid()).T
+        capacity = min(tokens, math.ceil(tokens * config.capacity_factor / experts))
+        token_Ec = score_ET.detach().sort(dim=-1, descending=True, stable=True).indices[:, :capacity]
+        return Choice(
+            token_Ec.flatten(), torch.arange(experts, device=device).repeat_interleave(capacity),
+            score_ET.gather(1, token_Ec).flatten() * config.scale, order_A=torch.arange(token_Ec.numel(), device=device),
+            load_E=torch.full((experts,), float(capacity), device=device),
+        )  # fmt: skip
 
 
 def _check_groups(config: TopK.Config, experts: int) -> None:

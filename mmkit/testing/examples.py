@@ -77,7 +77,10 @@ EXAMPLES: dict[tuple[str, str], Examples] = {
     ("tokenizer", "sentencepiece"): ({"vocab_size": 300},),
     ("tokenizer", "vq"): ({"codebook_size": 32, **_NET}, {"codebook_size": 32, "update": "gradient", **_NET}),
     ("backbone", "dense"): (_BODY, {**_BODY, "modulation": "adaln", "cross_attention": {"every": 2}}),
-    ("backbone", "moe"): ({**_BODY, "experts": 4, "shared_experts": 1},),
+    ("backbone", "moe"): (
+        {**_BODY, "experts": 4, "shared_experts": 1},
+        {**_BODY, "experts": 4, "router": {"type": "expert_choice"}},
+    ),
     ("backbone", "mot"): ({**_BODY, "qk_norm": True},),
     ("head", "ar"): ({"temperature": 0.0}, {"depth": 2, "dim": 16, "label_smoothing": 0.1}),
     ("head", "masked"): ({"steps": 3, "length": 12}, {"schedule": "linear", "weighting": "inverse", "length": 12}),

@@ -18,7 +18,7 @@ from mmkit.testing.catalogue import Inapplicable, check, demand
 from mmkit.testing.trials import TRIALS, Trial
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-GIVEN = {"nearest_code": (torch.float64, torch.float32)}
+GIVEN = dict.fromkeys(("nearest_code", "route"), (torch.float64, torch.float32))
 """The dtypes in which an op gives its inputs to kernels, where not in all."""
 FOUND = ("nearest_code",)
 """Ops that find something among what they are given: a check of their own says when that is right."""

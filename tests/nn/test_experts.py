@@ -19,7 +19,7 @@ from mmkit.contracts.options import Spec
 from mmkit.errors import ContractError
 from mmkit.nn.experts import Experts, ExpertSizes, Mixture
 from mmkit.nn.mlp import activate
-from mmkit.nn.router import Choice, Router, TopK
+from mmkit.nn.router import Choice, ExpertChoice, Router, TopK
 from mmkit.nn.split import Split
 
 SIZES = ExpertSizes(8, 12, "swiglu")
@@ -85,7 +85,14 @@ class Ragged(Router):
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 @pytest.mark.parametrize(
-    "spec", [top_k(), top_k(k=1), top_k(score="sigmoid", scale=2.5), Spec(Entry(Ragged), Ragged.Config())]
+    "spec",
+    [
+        top_k(),
+        top_k(k=1),
+        top_k(score="sigmoid", scale=2.5),
+        Spec(Entry(Ragged), Ragged.Config()),
+        Spec(Entry(ExpertChoice), ExpertChoice.Config()),
+    ],  # fmt: skip
 )
 def test_sorted_products_equal_a_loop_over_assignments(spec: Spec, activation: str) -> None:
     pool = drawn(spec, sizes=ExpertSizes(8, 12, activation))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from mmkit.testing.trials.attention import attention
 from mmkit.testing.trials.nearest_code import nearest_code
+from mmkit.testing.trials.route import route
 from mmkit.testing.trials.trial import Trial
 
 __all__ = ["TRIALS", "Trial"]
@@ -11,4 +12,5 @@ __all__ = ["TRIALS", "Trial"]
 TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "attention": attention,
     "nearest_code": nearest_code,
+    "route": route,
 }
