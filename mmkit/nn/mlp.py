@@ -5,27 +5,11 @@ Shape suffixes: T tokens, D width, M width inside.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from mmkit.kernels import activations
 from mmkit.nn.linear import STD, linear
 from mmkit.nn.sizes import GATED, Activation
-
-_gelu_tanh = functools.partial(F.gelu, approximate="tanh")
-_CURVES: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": F.silu,
-    "geglu": F.gelu,
-    "geglu_tanh": _gelu_tanh,
-    "reglu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-}
 
 
 def inner_width(activation: Activation, hidden: int) -> int:
@@ -35,10 +19,7 @@ def inner_width(activation: Activation, hidden: int) -> int:
 
 def activate(activation: Activation, x: Tensor) -> Tensor:
     """What stands between the two matrices. A gated one takes ``[..., 2 M]``, the gate's half first, and gives ``[..., M]``."""
-    if activation not in GATED:
-        return _CURVES[activation](x)
-    gate, up = x.chunk(2, -1)
-    return _CURVES[activation](gate) * up
+    return activations.activate(activation, x, activation in GATED)
 
 
 class Mlp(nn.Module):
