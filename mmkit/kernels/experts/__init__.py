@@ -6,8 +6,6 @@ N width that comes out.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from mmkit.kernels.experts.grouped import CAPABILITY, DEVICES, why_not
 
 _REASONS = {
     "grouped": "all groups in one call of torch's grouped product",
-    "reference": "torch's grouped product does not take this device, dtype or width",
+    "reference": "torch's grouped product does not take this device, dtype or width, or not when it is compiled",
 }
 
 
@@ -61,8 +59,10 @@ def _cast(*factors: Tensor) -> tuple[Tensor, ...]:
     return factors
 
 
-@functools.lru_cache(1024)
 def _own(device: torch.device, dtype: torch.dtype, *widths: int) -> str:
     if device.type not in DEVICES or why_not(dtype, *widths):
+        return "reference"
+    # What torch says of the shapes of grouped products when it compiles covers bfloat16 only.
+    if dtype != torch.bfloat16 and torch.compiler.is_compiling():
         return "reference"
     return "grouped" if device.type != "cuda" or capability(device) >= CAPABILITY else "reference"
