@@ -3,6 +3,12 @@
 from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
+    ("experts", "reference"): "mmkit.kernels.experts.reference:reference",
+    ("experts", "grouped"): "mmkit.kernels.experts.grouped:grouped",
+    ("experts", "triton"): "mmkit.kernels.experts.fused:experts",
+    ("grouped_linear", "reference"): "mmkit.kernels.experts.reference:grouped_linear",
+    ("grouped_linear", "grouped"): "mmkit.kernels.experts.grouped:grouped_linear",
+    ("grouped_linear", "triton"): "mmkit.kernels.experts.fused:grouped_linear",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
     ("route", "reference"): "mmkit.kernels.route.reference:reference",

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from mmkit.contracts.options import Spec
 from mmkit.contracts.values import Route
+from mmkit.kernels.experts import experts
 from mmkit.nn.linear import STD, linear
-from mmkit.nn.mlp import Mlp, activate, inner_width
+from mmkit.nn.mlp import Mlp, inner_width
 from mmkit.nn.router import Router, load
 from mmkit.nn.sizes import Activation
 from mmkit.nn.split import Split
@@ -65,26 +66,13 @@ class Experts(nn.Module):
         order_A = torch.argsort(choice.expert_A, stable=True) if choice.order_A is None else choice.order_A
         token_A = choice.token_A[order_A]
         route = Route(choice.token_A, choice.expert_A, self.experts)
-        y_AD = self._compute(x_TD.index_select(0, token_A), load_E)
-        weighted_AD = y_AD * choice.weight_A[order_A, None]
-        y_TD = torch.zeros_like(x_TD, dtype=weighted_AD.dtype).index_add(0, token_A, weighted_AD)
-        return y_TD.to(y_AD.dtype), Report(choice.losses, load_E, (route,))
+        y_TD = experts(x_TD, self.up, self.down, token_A, choice.weight_A[order_A], load_E, self.activation)
+        return y_TD, Report(choice.losses, load_E, (route,))
 
     def _logits(self, x_TD: Tensor) -> Tensor:
         """In float32 whatever the precision around it: a rounded logit sends a token to another expert."""
         with torch.autocast(x_TD.device.type, enabled=False):
             return F.linear(x_TD.float(), self.gate.weight.float())
-
-    def _compute(self, x_AD: Tensor, load_E: Tensor) -> Tensor:
-        """Assignments sorted by expert through their experts, one pair of products for each that has any."""
-        # `unbind`, not indexing: its backward pass writes the gradient of the stack once, not once for every expert.
-        # Where there is nothing at all, all of it is computed, so that every rank of a sharded run uses the weights.
-        parts = [
-            F.linear(activate(self.activation, F.linear(x, up)), down)
-            for x, up, down in zip(x_AD.split(load_E.int().tolist()), self.up.unbind(), self.down.unbind(), strict=True)
-            if len(x) or not len(x_AD)
-        ]
-        return torch.cat(parts)
 
 
 class Mixture(nn.Module):

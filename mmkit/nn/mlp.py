@@ -5,30 +5,11 @@ Shape suffixes: T tokens, D width, M width inside.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from mmkit.kernels import activations
 from mmkit.nn.linear import STD, linear
 from mmkit.nn.sizes import GATED, Activation
-
-_gelu_tanh = functools.partial(F.gelu, approximate="tanh")
-_CURVES: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": F.silu,
-    "geglu": F.gelu,
-    "geglu_tanh": _gelu_tanh,
-    "reglu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-}
 
 
 def inner_width(activation: Activation, hidden: int) -> int:
@@ -38,35 +19,7 @@ def inner_width(activation: Activation, hidden: int) -> int:
 
 def activate(activation: Activation, x: Tensor) -> Tensor:
     """What stands between the two matrices. A gated one takes ``[..., 2 M]``, the gate's half first, and gives ``[..., M]``."""
-    if activation not in GATED:
-        return _CURVES[activation](x)
-    if activation == "swiglu" and x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling():
-        return _SwiGLU.apply(x)
-    gate, up = x.chunk(2, -1)
-    return _CURVES[activation](gate) * up
-
-
-class _SwiGLU(torch.autograd.Function):
-    """``silu(gate) * up`` whose backward pass writes both halves of the gradient where they belong: the same bits, without the
-    copies that join them."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        gate, up = x.chunk(2, -1)
-        curved = F.silu(gate)
-        ctx.save_for_backward(x, curved)
-        return curved * up
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, curved = ctx.saved_tensors
-        gate, up = x.chunk(2, -1)
-        grad_x = torch.empty_like(x)
-        grad_gate, grad_up = grad_x.chunk(2, -1)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
-        torch.mul(grad, curved, out=grad_up)
-        return grad_x
+    return activations.activate(activation, x, activation in GATED)
 
 
 class Mlp(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from mmkit.testing.trials.attention import attention
+from mmkit.testing.trials.experts import experts, grouped_linear
 from mmkit.testing.trials.nearest_code import nearest_code
 from mmkit.testing.trials.route import route
 from mmkit.testing.trials.trial import Trial
@@ -11,6 +12,8 @@ __all__ = ["TRIALS", "Trial"]
 
 TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "attention": attention,
+    "experts": experts,
+    "grouped_linear": grouped_linear,
     "nearest_code": nearest_code,
     "route": route,
 }

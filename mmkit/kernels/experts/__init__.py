@@ -1,0 +1,68 @@
+"""Products of groups of rows, each with a matrix of its own, and mixtures of experts made of them.
+
+Shape suffixes: T tokens, A assignments or rows, E experts, G groups, D width, P rows of the first matrix, M width inside,
+N width that comes out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmkit.kernels.dispatch import capability, choose_for
+from mmkit.kernels.experts.grouped import CAPABILITY, DEVICES, why_not
+
+_REASONS = {
+    "grouped": "all groups in one call of torch's grouped product",
+    "reference": "torch's grouped product does not take this device, dtype or width, or not when it is compiled",
+}
+
+
+def experts(
+    x_TD: Tensor, up_EPD: Tensor, down_EDM: Tensor, token_A: Tensor, weight_A: Tensor, load_E: Tensor, activation: str
+) -> Tensor:
+    """Each token through the experts it is assigned to, and their weighted sum: ``[T, D]`` to ``[T, D]``.
+
+    Token ``token_A[a]`` reads with the weight ``weight_A[a]`` the expert ``down[e] activate(up[e] x)``. Assignments stand in
+    the order of the experts, ``load_E`` (of any dtype) of them for each; a token has any number of them, none included, and an
+    expert without any costs nothing. `up` has ``P = 2 M`` rows, the gate's first, where the activation (a name of
+    `mmkit.kernels.activations.CURVES`) is gated, and ``P = M`` otherwise.
+
+    Sums over experts are in the precision of `weight_A`, float32 as a rule. Differentiable in `x`, `up`, `down` and `weight`.
+    Under autocast all but the weights are cast. Chosen is `grouped`, torch's grouped product, where it takes the device, dtype
+    and widths, else the plain `reference`. The Triton kernels (``experts=triton``; gathering, activation and weights are part
+    of the products, deterministic) have not been timed on a GPU, and run only where they are named.
+    """
+    x_TD, up_EPD, down_EDM = _cast(x_TD, up_EPD, down_EDM)
+    own = _own(x_TD.device, x_TD.dtype, *up_EPD.shape[1:], down_EDM.shape[2])
+    run = choose_for("experts", own, _REASONS[own], x_TD, up_EPD, down_EDM, weight_A)
+    return run(x_TD, up_EPD, down_EDM, token_A, weight_A, load_E, activation)
+
+
+def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+    """Rows in the order of their groups, each times the matrix of its group: ``[A, D]`` to ``[A, N]``.
+
+    ``load_G`` (of any dtype) says how many rows each group has. A group may be an expert, or a modality with weights of its own
+    (mixture-of-transformers, 2411.04996). Differentiable in `x` and `weight`; chosen as for `experts`.
+    """
+    x_AD, weight_GND = _cast(x_AD, weight_GND)
+    own = _own(x_AD.device, x_AD.dtype, *weight_GND.shape[1:])
+    return choose_for("grouped_linear", own, _REASONS[own], x_AD, weight_GND)(x_AD, weight_GND, load_G)
+
+
+def _cast(*factors: Tensor) -> tuple[Tensor, ...]:
+    """As autocast has it, which knows nothing of grouped products."""
+    device = factors[0].device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        return tuple(x.to(dtype) for x in factors)
+    return factors
+
+
+def _own(device: torch.device, dtype: torch.dtype, *widths: int) -> str:
+    if device.type not in DEVICES or why_not(dtype, *widths):
+        return "reference"
+    # What torch says of the shapes of grouped products when it compiles covers bfloat16 only.
+    if dtype != torch.bfloat16 and torch.compiler.is_compiling():
+        return "reference"
+    return "grouped" if device.type != "cuda" or capability(device) >= CAPABILITY else "reference"

@@ -1,0 +1,40 @@
+"""Grouped products and mixtures of experts, stated plainly: one product after the other.
+
+Shape suffixes: T tokens, A assignments or rows, E experts, G groups, D width, P rows of the first matrix, M width inside,
+N width that comes out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmkit.kernels.activations import activate
+from mmkit.kernels.dispatch import kernel
+
+
+@kernel()
+def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+    """One product for each group that has rows. Where there is none at all, all of them, so that every rank of a sharded run
+    uses the weights."""
+    # `unbind`, not indexing: its backward pass writes the gradient of the stack once, not once for every group.
+    parts = zip(x_AD.split(load_G.int().tolist()), weight_GND.unbind(), strict=True)
+    return torch.cat([F.linear(x, weight) for x, weight in parts if len(x) or not len(x_AD)])
+
+
+@kernel()
+def reference(
+    x_TD: Tensor, up_EPD: Tensor, down_EDM: Tensor, token_A: Tensor, weight_A: Tensor, load_E: Tensor, activation: str
+) -> Tensor:
+    """``y[t] = sum of weight[a] * down[e] activate(up[e] x[t])`` over the assignments a of token t, each to its expert e."""
+    gated = up_EPD.shape[1] != down_EDM.shape[2]
+    inner_AP = grouped_linear(x_TD.index_select(0, token_A), up_EPD, load_E)
+    y_AD = grouped_linear(activate(activation, inner_AP, gated), down_EDM, load_E)
+    return combine(y_AD, token_A, weight_A, len(x_TD))
+
+
+def combine(y_AD: Tensor, token_A: Tensor, weight_A: Tensor, tokens: int) -> Tensor:
+    """The weighted sum of every token's assignments, ``[T, D]``: added up in the precision of the weights, then rounded."""
+    weighted_AD = y_AD * weight_A[:, None]
+    return weighted_AD.new_zeros(tokens, y_AD.shape[1]).index_add(0, token_A, weighted_AD).to(y_AD.dtype)

@@ -1,0 +1,110 @@
+"""The Triton kernels of experts in Triton's interpreter, run by `interpreting`.
+
+Each case gives the relative errors (L2 norm) of the output and the gradients against the plain statement in float64, and
+whether two runs gave the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from interpreting import gradients, relative
+
+from mmkit.kernels.experts import triton
+from mmkit.kernels.experts.reference import grouped_linear, reference
+
+
+def drawn(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    chance = torch.Generator().manual_seed(0)
+    made = [torch.randn(s, generator=chance, dtype=torch.float64) for s in shapes]
+    return [(x / x.shape[-1] ** 0.5 if x.ndim == 3 else x).to(dtype).requires_grad_() for x in made]
+
+
+def compare(run: Any, plain: Any, inputs: list[torch.Tensor]) -> dict[str, Any]:
+    out = run(*inputs)
+    found = [out, *gradients(out, inputs)]
+    again = run(*inputs)
+    with torch.no_grad():
+        alone = run(*inputs)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    exact = plain(*wide)
+    wanted = [exact, *gradients(exact, wide)]
+    return {
+        "errors": [relative(a, b) for a, b in zip(found, wanted, strict=True)],
+        "finite": all(bool(x.isfinite().all()) for x in found),
+        "same": torch.equal(alone, out)
+        and all(torch.equal(a, b) for a, b in zip([again, *gradients(again, inputs)], found, strict=True)),
+        "dtype": str(out.dtype),
+    }
+
+
+def mixture(
+    load: list[int], tokens: int, widths: tuple[int, int], activation: str, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    (dim, hidden), count = widths, sum(load)
+    inner = 2 * hidden if "glu" in activation else hidden
+    shapes = ((tokens, dim), (len(load), inner, dim), (len(load), dim, hidden), (count,))
+    *factors, weight = drawn(dtype, *shapes)
+    factors.append(weight.detach().float().requires_grad_())
+    token = torch.randint(max(1, tokens), (count,), generator=torch.Generator().manual_seed(1))
+
+    def run(function: Any) -> Any:
+        return lambda x, up, down, w: function(x, up, down, token, w, torch.tensor(load).float(), activation)
+
+    return compare(run(triton.experts), run(reference), factors)
+
+
+def linear(load: list[int], widths: tuple[int, int], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    inputs = drawn(dtype, (sum(load), widths[0]), (len(load), widths[1], widths[0]))
+    loads = torch.tensor(load)
+    return compare(lambda x, w: triton.grouped_linear(x, w, loads), lambda x, w: grouped_linear(x, w, loads), inputs)
+
+
+def refusals() -> dict[str, Any]:
+    half = torch.float16
+    return {
+        "width": triton.why_not(torch.device("cuda"), half, 64, 12),
+        "dtype": triton.why_not(torch.device("cuda"), torch.float64, 64),
+    }
+
+
+def sound() -> dict[str, Any]:
+    """Torch's own check of the operators, and one graph of the compiler with the result of the uncompiled call."""
+    load, token = torch.tensor([3, 0, 4]), torch.tensor([0, 1, 4, 1, 2, 2, 3])
+    x, up, down = drawn(torch.float32, (5, 16), (3, 16, 16), (3, 16, 8))
+    weight = torch.rand(7, requires_grad=True)
+    places = [token, *triton._by_token(token, 5), load.int()]
+    torch.library.opcheck(triton._experts, (x, up, down, weight, places, "silu", True))
+    torch.library.opcheck(triton._grouped_linear, (x, up, torch.tensor([2, 3, 0], dtype=torch.int32)))
+
+    def run(*factors: torch.Tensor) -> torch.Tensor:
+        return triton.experts(*factors[:3], token, factors[3], load, "swiglu")
+
+    inputs = [x, up, down, weight]
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs)
+    plain = run(*inputs)
+    pairs = zip([compiled, *gradients(compiled, inputs)], [plain, *gradients(plain, inputs)], strict=True)
+    return {"compiled": all(torch.equal(a, b) for a, b in pairs)}
+
+
+def cases() -> dict[str, Any]:
+    ragged = [40, 0, 3, 77, 0, 19]
+    return {
+        "ragged": mixture(ragged, 60, (72, 40), "swiglu"),
+        "half": mixture(ragged, 60, (72, 40), "swiglu", torch.float16),
+        "all to one": mixture([0, 150, 0], 75, (128, 64), "geglu"),
+        "one token": mixture([0, 1, 1, 0, 0], 1, (64, 96), "geglu_tanh"),
+        "no token": mixture([0, 0], 0, (16, 16), "reglu"),
+        "no assignment": mixture([0, 0], 5, (16, 16), "swiglu"),
+        "many experts": mixture([i % 3 for i in range(37)], 30, (24, 24), "silu"),
+        "gelu": mixture([9, 20], 12, (32, 72), "gelu"),
+        "gelu_tanh": mixture([9, 20], 12, (32, 72), "gelu_tanh"),
+        "relu2": mixture([9, 20], 12, (32, 72), "relu2"),
+        "relu": mixture([300], 150, (32, 72), "relu"),
+        "linear": linear(ragged, (72, 40)),
+        "linear in half": linear(ragged, (72, 40), torch.float16),
+        "linear, nothing": linear([0, 0], (16, 24)),
+        "refusals": refusals(),
+        "sound": sound(),
+    }
