@@ -5,6 +5,12 @@ from mmkit.hooks import Register, hookimpl
 CATALOGUE = {
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
+    ("norm", "reference"): "mmkit.kernels.norm.reference:reference",
+    ("norm", "eager"): "mmkit.kernels.norm.eager:eager",
+    ("norm", "triton"): "mmkit.kernels.norm.triton:fused",
+    ("rope", "reference"): "mmkit.kernels.rope.reference:reference",
+    ("rope", "eager"): "mmkit.kernels.rope.eager:eager",
+    ("rope", "triton"): "mmkit.kernels.rope.triton:fused",
 }
 
 

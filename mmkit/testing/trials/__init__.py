@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 from mmkit.testing.trials.attention import attention
 from mmkit.testing.trials.nearest_code import nearest_code
+from mmkit.testing.trials.norm import norm
+from mmkit.testing.trials.rope import rope
 from mmkit.testing.trials.trial import Trial
 
 __all__ = ["TRIALS", "Trial"]
@@ -11,4 +13,6 @@ __all__ = ["TRIALS", "Trial"]
 TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "attention": attention,
     "nearest_code": nearest_code,
+    "norm": norm,
+    "rope": rope,
 }
