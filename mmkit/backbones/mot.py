@@ -73,7 +73,7 @@ class TowerBlock(nn.Module):
         split, blocks = context.split, list(self.towers.values())
         assert split is not None
         parts = split.apart(x_TD)
-        changes = [block.change(c) for block, c in zip(blocks, context.conditions, strict=True)]
+        changes = [block.changes(c) for block, c in zip(blocks, context.conditions, strict=True)]
         asked = [
             block.before_attention(x, change, turn)
             for block, x, change, turn in zip(blocks, parts, changes, context.turns, strict=True)

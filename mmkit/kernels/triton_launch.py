@@ -36,6 +36,12 @@ def _capability(device: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+@functools.cache
+def resident(device: int, warps: int) -> int:
+    """How many programs a GPU holds at once where each of their threads takes 128 registers."""
+    return max(1, 16 // warps) * torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def configuration(table: Mapping[Any, C], arch: int, *key: Any) -> C:
     """The entry ``(architecture, *key)`` of the newest architecture in the table that is not newer than `arch`."""
     known = (each[0] for each in table if each[1:] == key and each[0] <= arch)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmkit.kernels.rope import rope
 from mmkit.nn.linear import linear
-from mmkit.nn.norm import RMSNorm
+from mmkit.nn.norm import Norm
 from mmkit.nn.rotary import Turn
 from mmkit.nn.sizes import Sizes
 
@@ -30,10 +31,7 @@ class Attention(nn.Module):
     def project(self, x_TD: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[T, N, H]``, keys and values ``[T, K, H]``; queries and keys normed and turned."""
         q_TNH, k_TKH, v_TKH = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim)).split(self.heads, 1)
-        q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
-        if turn is not None:
-            q_TNH, k_TKH = turn(q_TNH), turn(k_TKH)
-        return q_TNH, k_TKH, v_TKH
+        return *_placed(q_TNH, k_TKH, turn, self.q_norm, self.k_norm), v_TKH
 
     def merge(self, attended_TNH: Tensor) -> Tensor:
         """What every head has read, back to ``[T, D]``."""
@@ -58,14 +56,24 @@ class Memory(nn.Module):
         """Queries ``[T, N, H]``, keys and values ``[S, K, H]``."""
         q_TNH = self.q(x_TD).unflatten(-1, (-1, self.head_dim))
         k_SKH, v_SKH = self.kv(memory_SD).unflatten(-1, (-1, self.head_dim)).chunk(2, 1)
-        return self.q_norm(q_TNH), self.k_norm(k_SKH), v_SKH
+        return *_placed(q_TNH, k_SKH, None, self.q_norm, self.k_norm), v_SKH
 
     def merge(self, attended_TNH: Tensor) -> Tensor:
         """What every head has read, back to ``[T, D]``."""
         return self.out(attended_TNH.flatten(1))
 
 
-def _head_norms(sizes: Sizes) -> tuple[nn.Module, nn.Module]:
+def _head_norms(sizes: Sizes) -> tuple[Norm | None, Norm | None]:
     if not sizes.qk_norm:
-        return nn.Identity(), nn.Identity()
-    return RMSNorm(sizes.head_width, sizes.norm_eps), RMSNorm(sizes.head_width, sizes.norm_eps)
+        return None, None
+    return Norm("rms", sizes.head_width, sizes.norm_eps), Norm("rms", sizes.head_width, sizes.norm_eps)
+
+
+def _placed(
+    q_TNH: Tensor, k_TKH: Tensor, turn: Turn | None, q_norm: Norm | None, k_norm: Norm | None
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys, normed and turned where these are."""
+    cos_T1F, sin_T1F = (None, None) if turn is None else (turn.cos_T1F, turn.sin_T1F)
+    if q_norm is None or k_norm is None:
+        return (q_TNH, k_TKH) if turn is None else rope(q_TNH, k_TKH, cos_T1F, sin_T1F)
+    return rope(q_TNH, k_TKH, cos_T1F, sin_T1F, q_norm.weight, k_norm.weight, q_norm.eps)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from mmkit.kernels.attention import attend
 from mmkit.nn.attention import Attention, Memory
 from mmkit.nn.mlp import Mlp
-from mmkit.nn.modulation import Change, added, make_modulation, shifted
-from mmkit.nn.norm import make_norm
+from mmkit.nn.modulation import UNCHANGED, Change, added, make_modulation
+from mmkit.nn.norm import Norm
 from mmkit.nn.rotary import Turn
 from mmkit.nn.sizes import Sizes
 from mmkit.nn.split import Split
+
+Changes = tuple[Change, ...]
+"""What the condition does to a block: to its attention, and to its MLP."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +61,34 @@ class Block(nn.Module):
         super().__init__()
         self.layer = layer
         affine = sizes.modulation == "none"
-        self.attention_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=affine)
+        self.attention_norm = Norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=affine)
         self.attention = Attention(sizes)
-        self.mlp_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=affine)
+        self.mlp_norm = Norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=affine)
         self.mlp = make_mlp(sizes) if mlp is None else mlp
         self.modulation = make_modulation(sizes.modulation, sizes.dim, 6)
 
     def forward(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Any]:
         """``[T, D]`` to ``[T, D]``, and what the MLP has to report."""
-        change = self.change(context.condition)
-        attended_TNH = context.attend(self.layer, *self.before_attention(x_TD, change, context.turn))
-        return self.after_attention(x_TD, attended_TNH, change, context.split)
+        changes = self.changes(context.condition)
+        attended_TNH = context.attend(self.layer, *self.before_attention(x_TD, changes, context.turn))
+        return self.after_attention(x_TD, attended_TNH, changes, context.split)
 
-    def change(self, condition: Tensor | None) -> Change:
+    def changes(self, condition: Tensor | None) -> Changes:
         """What the condition does to this block."""
-        return None if self.modulation is None else self.modulation(condition)
+        return (UNCHANGED, UNCHANGED) if self.modulation is None else self.modulation(condition)
 
-    def before_attention(self, x_TD: Tensor, change: Change, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+    def before_attention(self, x_TD: Tensor, changes: Changes, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[T, N, H]``, keys and values ``[T, K, H]``. Token by token, as is `after_attention`."""
-        return self.attention.project(shifted(self.attention_norm(x_TD), change, 0), turn)
+        return self.attention.project(self.attention_norm(x_TD, changes[0]), turn)
 
     def after_attention(
-        self, x_TD: Tensor, attended_TNH: Tensor, change: Change, split: Split | None
+        self, x_TD: Tensor, attended_TNH: Tensor, changes: Changes, split: Split | None
     ) -> tuple[Tensor, Any]:
         """The block's output from its input and what attention has read."""
-        x_TD = added(x_TD, self.attention.merge(attended_TNH), change, 2)
-        y_TD, report = self.feed_forward(shifted(self.mlp_norm(x_TD), change, 3), split)
-        return added(x_TD, y_TD, change, 5), report
+        read_TD = self.attention.merge(attended_TNH)
+        x_TD, h_TD = self.mlp_norm.after(x_TD, read_TD, changes[0].gate_TD, changes[1])
+        y_TD, report = self.feed_forward(h_TD, split)
+        return added(x_TD, y_TD, changes[1].gate_TD), report
 
     def feed_forward(self, x_TD: Tensor, split: Split | None) -> tuple[Tensor, Any]:
         """The MLP; a plain one has nothing to report."""
@@ -96,12 +100,12 @@ class CrossBlock(nn.Module):
 
     def __init__(self, sizes: Sizes, *, gated: bool) -> None:
         super().__init__()
-        self.attention_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps)
+        self.attention_norm = Norm(sizes.norm, sizes.dim, sizes.norm_eps)
         self.attention = Memory(sizes)
         self.gated = gated
         if gated:
             self.attention_gate = nn.Parameter(torch.zeros(1))
-            self.mlp_norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps)
+            self.mlp_norm = Norm(sizes.norm, sizes.dim, sizes.norm_eps)
             self.mlp = make_mlp(sizes)
             self.mlp_gate = nn.Parameter(torch.zeros(1))
 
@@ -111,8 +115,8 @@ class CrossBlock(nn.Module):
         read_TD = self.attention.merge(attend(q_TNH, k_SKH, v_SKH, context.memory_plan))
         if not self.gated:
             return x_TD + read_TD, None
-        x_TD = x_TD + self.attention_gate.tanh() * read_TD
-        return x_TD + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x_TD)), None
+        x_TD, h_TD = self.mlp_norm.after(x_TD, self.attention_gate.tanh() * read_TD)
+        return x_TD + self.mlp_gate.tanh() * self.mlp(h_TD), None
 
 
 class Last(nn.Module):
@@ -120,7 +124,7 @@ class Last(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.norm = make_norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=sizes.modulation == "none")
+        self.norm = Norm(sizes.norm, sizes.dim, sizes.norm_eps, affine=sizes.modulation == "none")
         self.modulation = make_modulation(sizes.modulation, sizes.dim, 2)
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
@@ -129,8 +133,8 @@ class Last(nn.Module):
 
     def apply_to(self, x_TD: Tensor, condition: Tensor | None) -> Tensor:
         """The same, for tokens and their condition."""
-        change = None if self.modulation is None else self.modulation(condition)
-        return shifted(self.norm(x_TD), change, 0)
+        change = UNCHANGED if self.modulation is None else self.modulation(condition)[0]
+        return self.norm(x_TD, change)
 
 
 def make_mlp(sizes: Sizes) -> Mlp:

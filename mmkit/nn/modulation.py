@@ -5,7 +5,8 @@ Shape suffixes: T tokens, D width, n parts of a change.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,29 @@ from torch.nn import functional as F
 
 from mmkit.nn.linear import linear
 
-Change = tuple[Tensor, ...] | None
-"""The parts of one block's change, each ``[T, D]``: shift, scale, gate of attention, then of the MLP; None changes nothing."""
+
+class Change(NamedTuple):
+    """What a condition does to one half of a block, each part ``[T, D]``; None changes nothing.
+
+    `Norm` scales and shifts what the half reads; the gate is on what it adds to the stream.
+    """
+
+    shift_TD: Tensor | None = None
+    scale_TD: Tensor | None = None
+    gate_TD: Tensor | None = None
 
 
-def shifted(x_TD: Tensor, change: Change, at: int) -> Tensor:
-    """``x * (1 + scale) + shift`` with the shift at place `at` and the scale after it."""
-    return x_TD if change is None else x_TD * (1 + change[at + 1]) + change[at]
+UNCHANGED = Change()
 
 
-def added(x_TD: Tensor, y_TD: Tensor, change: Change, at: int) -> Tensor:
-    """``x + gate * y`` with the gate at place `at`."""
-    return x_TD + y_TD if change is None else x_TD + change[at] * y_TD
+def added(x_TD: Tensor, y_TD: Tensor, gate_TD: Tensor | None) -> Tensor:
+    """``x + gate * y``."""
+    return x_TD + y_TD if gate_TD is None else x_TD + gate_TD * y_TD
+
+
+def _changes(parts: Sequence[Tensor]) -> tuple[Change, ...]:
+    """Shift, scale and gate of one half after the other."""
+    return tuple(Change(*parts[i : i + 3]) for i in range(0, len(parts), 3))
 
 
 class Conditioning(nn.Module):
@@ -52,9 +64,9 @@ class AdaLN(nn.Module):
         self.parts = parts
         self.linear = linear(dim, parts * dim, bias=True, std=0)
 
-    def forward(self, condition_TD: Tensor) -> Change:
-        """``[T, D]`` to `parts` tensors ``[T, D]``."""
-        return self.linear(condition_TD).chunk(self.parts, -1)
+    def forward(self, condition_TD: Tensor) -> tuple[Change, ...]:
+        """``[T, D]`` to `parts` tensors ``[T, D]``, three for each half of a block."""
+        return _changes(self.linear(condition_TD).chunk(self.parts, -1))
 
 
 class Table(nn.Module):
@@ -64,9 +76,9 @@ class Table(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(parts, dim))
 
-    def forward(self, shared: Tensor) -> Change:
-        """``[T, n * D]``, or ``[T, D]`` for every part alike, to n tensors ``[T, D]``."""
-        return (shared.unflatten(-1, (-1, self.table.shape[-1])) + self.table).unbind(-2)
+    def forward(self, shared: Tensor) -> tuple[Change, ...]:
+        """``[T, n * D]``, or ``[T, D]`` for every part alike, to n tensors ``[T, D]``, three for each half of a block."""
+        return _changes((shared.unflatten(-1, (-1, self.table.shape[-1])) + self.table).unbind(-2))
 
 
 def make_modulation(kind: Literal["none", "adaln", "adaln_single"], dim: int, parts: int) -> nn.Module | None:

@@ -1,77 +1,50 @@
-"""Norms over the last axis.
+"""Norms over the last axis, with what stands around them in a block: the residual before, the modulation after.
 
 Shape suffixes: T tokens (any leading axes), D channels.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mmkit.kernels.norm import Kind, norm
+from mmkit.nn.modulation import UNCHANGED, Change
 
 
-class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight`` (Zhang & Sennrich 2019), computed in float32 where `x` is narrower.
+class Norm(nn.Module):
+    """RMSNorm (Zhang & Sennrich 2019), or LayerNorm with bias (Ba et al. 2016), computed in float32 where `x` is narrower.
 
     Args:
+        kind: ``rms`` or ``layer``.
         dim: channels.
-        eps: added to the mean square.
-        affine: False leaves the weight out.
+        eps: added to the mean square, or to the variance.
+        affine: False leaves the weight out, and the bias.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6, *, affine: bool = True) -> None:
+    def __init__(self, kind: Kind, dim: int, eps: float = 1e-6, *, affine: bool = True) -> None:
         super().__init__()
+        self.kind: Kind = kind
         self.dim = dim
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine and kind == "layer" else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` to ``[..., D]`` in the dtype of `x`."""
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            wide = torch.promote_types(x.dtype, torch.float32)
-            weight = None if self.weight is None else self.weight.to(wide)
-            return _RMSNorm.apply(x.to(wide), weight, self.eps).to(x.dtype)
-        if self.weight is not None and self.weight.dtype != x.dtype:
-            return F.rms_norm(x.float(), (self.dim,), self.weight.float(), self.eps).to(x.dtype)
-        return F.rms_norm(x, (self.dim,), self.weight, self.eps)
+    def forward(self, x_TD: Tensor, change: Change = UNCHANGED) -> Tensor:
+        """``norm(x) * (1 + scale) + shift``, ``[T, D]``."""
+        return norm(
+            x_TD, self.kind, self.weight, self.bias, self.eps, scale_TD=change.scale_TD, shift_TD=change.shift_TD
+        )[1]  # fmt: skip
+
+    def after(
+        self, x_TD: Tensor, y_TD: Tensor, gate_TD: Tensor | None = None, change: Change = UNCHANGED
+    ) -> tuple[Tensor, Tensor]:
+        """The stream with what a layer gives added to it, ``x + gate * y``, and the same of that."""
+        return norm(
+            x_TD, self.kind, self.weight, self.bias, self.eps, y_TD=y_TD, gate_TD=gate_TD,
+            scale_TD=change.scale_TD, shift_TD=change.shift_TD,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""
-        return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}"
-
-
-class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with a backward pass for the CPU, where torch's own takes many passes over the tensor.
-
-    The fused backward of LayerNorm does nearly all of it: given a mean of 0, it differs only by the share of the gradient
-    that flows through the mean, one number per token, which is added back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return F.rms_norm(x, x.shape[-1:], weight, eps)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        dim = x.shape[-1]
-        x_TD, grad_TD = x.reshape(-1, dim), grad.reshape(-1, dim)
-        rstd_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).square_().div_(dim).add_(ctx.eps).rsqrt_()
-        grad_x_TD, _, _ = torch.ops.aten.native_layer_norm_backward(
-            grad_TD, x_TD, [dim], torch.zeros_like(rstd_T1), rstd_T1, weight, None, [True, False, False]
-        )
-        mean_T = grad_TD.mean(-1) if weight is None else (grad_TD @ weight) / dim
-        grad_x_TD.add_(rstd_T1 * mean_T[:, None])
-        grad_weight_D = None if weight is None else (x_TD * rstd_T1).mul_(grad_TD).sum(0)
-        return grad_x_TD.view(x.shape), grad_weight_D, None
-
-
-def make_norm(kind: Literal["rms", "layer"], dim: int, eps: float, *, affine: bool = True) -> nn.Module:
-    """An RMSNorm, or a LayerNorm with bias."""
-    if kind == "rms":
-        return RMSNorm(dim, eps, affine=affine)
-    return nn.LayerNorm(dim, eps, elementwise_affine=affine)
+        return f"{self.kind}, {self.dim}, eps={self.eps}, affine={self.weight is not None}"

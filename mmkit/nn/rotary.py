@@ -1,6 +1,6 @@
-"""Rotary positions (Su et al. 2021) on any number of axes, in the rotate-half convention of Llama.
+"""Rotary positions (Su et al. 2021) on any number of axes.
 
-Shape suffixes: T tokens, A position axes, F turned pairs, N heads, H head dim.
+Shape suffixes: T tokens, A position axes, F turned pairs.
 """
 
 from __future__ import annotations
@@ -15,20 +15,13 @@ from mmkit.contracts.positions import Positions
 
 @dataclass(frozen=True)
 class Turn:
-    """The cosine and sine of every token's angles, ``[T, 1, F]`` in float32: computed once, used in every layer."""
+    """The cosine and sine of every token's angles, ``[T, 1, F]`` in float32: computed once, used in every layer.
+
+    `mmkit.kernels.rope.rope` turns heads by them.
+    """
 
     cos_T1F: Tensor
     sin_T1F: Tensor
-
-    def __call__(self, x_TNH: Tensor) -> Tensor:
-        """Turn heads: channels j and ``j + F`` are a pair, channels from ``2 F`` on stay. Keeps the dtype of `x`."""
-        pairs = self.cos_T1F.shape[-1]
-        first, second, rest = x_TNH.split((pairs, pairs, x_TNH.shape[-1] - 2 * pairs), -1)
-        turned = (
-            first * self.cos_T1F - second * self.sin_T1F,
-            second * self.cos_T1F + first * self.sin_T1F,
-        )
-        return torch.cat([*(x.to(x_TNH.dtype) for x in turned), rest], -1)
 
     def take(self, index: Tensor) -> Turn:
         """The turn of these tokens only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Code:
 
     shared: int
     count: Counter[str]
+    sass: str = ""
 
     @property
     def spills(self) -> int:
@@ -35,19 +36,35 @@ class Code:
         """The tensor core instructions it has."""
         return {"HMMA", "HGMMA", "UTCHMMA"} & self.count.keys()
 
+    @property
+    def transfers(self) -> Counter[int]:
+        """Loads from and stores to global memory, by their bits for each thread."""
+        found = re.findall(r"\b(?:LDG|STG)((?:\.\w+)+)", self.sass)
+        widths = ([int(part) for part in each.split(".") if part in ("64", "128")] for each in found)
+        return Counter(max(each, default=32) for each in widths)
+
 
 def compiled(
-    kernel: Any, arch: int, types: Mapping[str, str], fixed: Mapping[str, Any], *, warps: int, stages: int
+    kernel: Any,
+    arch: int,
+    types: Mapping[str, str],
+    fixed: Mapping[str, Any],
+    *,
+    warps: int,
+    stages: int,
+    divisible: Collection[str] = (),
 ) -> Code:
     """One kernel for one NVIDIA architecture.
 
     `types` gives the type of every argument that is no constant (``*bf16``, ``i32``, ``fp32``, ``tensordesc<bf16[64, 64]>``),
     `fixed` the value of every constant. Pointers are taken to be aligned, as allocations are: unaligned ones would not be read
-    in whole vectors.
+    in whole vectors. So are the whole numbers of `divisible`, strides as a rule, to be multiples of 16.
     """
     signature = {name: "constexpr" if name in fixed else types[name] for name in kernel.arg_names}
-    aligned = {(kernel.arg_names.index(a),): [["tt.divisibility", 16]] for a, t in signature.items() if t[0] == "*"}
+    even = [a for a, t in signature.items() if t[0] == "*" or a in divisible]
+    aligned = {(kernel.arg_names.index(a),): [["tt.divisibility", 16]] for a in even}
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(fixed), attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     made = compile_source(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return Code(made.metadata.shared, Counter(re.findall(r"\b[A-Z][A-Z0-9]+\b", made.asm["sass"])))
+    sass = made.asm["sass"]
+    return Code(made.metadata.shared, Counter(re.findall(r"\b[A-Z][A-Z0-9]+\b", sass)), sass)

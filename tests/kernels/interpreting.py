@@ -30,7 +30,8 @@ def interpret(module: str) -> dict[str, Any]:
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The error in the L2 norm, relative to what is wanted."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
 def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

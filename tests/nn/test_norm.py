@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mmkit.nn.norm import RMSNorm, make_norm
+from mmkit.nn.norm import Norm
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -15,7 +15,7 @@ from mmkit.nn.norm import RMSNorm, make_norm
 def test_its_own_backward_equals_torch(affine: bool, shape: tuple[int, ...]) -> None:
     """In float64, to rounding: the two add in another order."""
     torch.manual_seed(0)
-    norm = RMSNorm(8, 1e-5, affine=affine).double()
+    norm = Norm("rms", 8, 1e-5, affine=affine).double()
     if affine:
         norm.weight.data.normal_()
     inputs = [torch.randn(shape, dtype=torch.float64).mul_(3).requires_grad_(), *norm.parameters()]
@@ -27,13 +27,13 @@ def test_its_own_backward_equals_torch(affine: bool, shape: tuple[int, ...]) -> 
 
 
 def test_gradients_by_finite_differences() -> None:
-    norm = RMSNorm(6).double()
+    norm = Norm("rms", 6).double()
     assert torch.autograd.gradcheck(norm, (torch.randn(4, 6, dtype=torch.float64, requires_grad=True),))
 
 
 def test_narrow_input_is_normed_in_float32_and_stays_narrow() -> None:
     x = torch.randn(5, 16).bfloat16() * 100
-    norm = RMSNorm(16)
+    norm = Norm("rms", 16)
     expected = F.rms_norm(x.float(), (16,), eps=1e-6).bfloat16()
     with torch.no_grad():
         assert torch.equal(norm(x), expected)
@@ -41,6 +41,6 @@ def test_narrow_input_is_normed_in_float32_and_stays_narrow() -> None:
 
 
 def test_layer_norm_has_a_bias_unless_modulated() -> None:
-    assert [n for n, _ in make_norm("layer", 4, 1e-5).named_parameters()] == ["weight", "bias"]
-    assert not list(make_norm("layer", 4, 1e-5, affine=False).parameters())
-    assert not list(make_norm("rms", 4, 1e-5, affine=False).parameters())
+    assert [n for n, _ in Norm("layer", 4, 1e-5).named_parameters()] == ["weight", "bias"]
+    assert not list(Norm("layer", 4, 1e-5, affine=False).parameters())
+    assert not list(Norm("rms", 4, 1e-5, affine=False).parameters())

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from mmkit.testing.trials.attention import attention
 from mmkit.testing.trials.experts import experts, grouped_linear
 from mmkit.testing.trials.nearest_code import nearest_code
+from mmkit.testing.trials.norm import norm
+from mmkit.testing.trials.rope import rope
 from mmkit.testing.trials.route import route
 from mmkit.testing.trials.trial import Trial
 
@@ -15,5 +17,7 @@ TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "experts": experts,
     "grouped_linear": grouped_linear,
     "nearest_code": nearest_code,
+    "norm": norm,
+    "rope": rope,
     "route": route,
 }

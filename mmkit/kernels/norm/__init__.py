@@ -1,0 +1,42 @@
+"""Adaptive norms on plain tensors: residual, gate, norm and modulation are one op.
+
+Shape suffixes: T tokens (any leading axes), D channels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from mmkit.kernels.dispatch import choose_for
+
+Kind = Literal["rms", "layer"]
+_REASON = "plain torch: on a CPU the fewest passes, and elsewhere until the Triton kernels have been measured"
+
+
+def norm(
+    x_TD: Tensor,
+    kind: Kind,
+    weight_D: Tensor | None = None,
+    bias_D: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    y_TD: Tensor | None = None,
+    gate_TD: Tensor | None = None,
+    scale_TD: Tensor | None = None,
+    shift_TD: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream ``x' = x + gate * y``, and ``h = norm(x') * (1 + scale) + shift`` of it, both ``[T, D]``.
+
+    What is None is left out: without `y`, ``x'`` is `x` itself. The norm is RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba
+    et al. 2016), times `weight`, plus `bias`; `eps` is added to the mean square or the variance. `scale`, `shift` and `gate`
+    are given for every token (adaLN, Peebles & Xie 2023) and may be views into wider rows. ``x'`` has the dtype that torch
+    promotes `x`, `y` and `gate` to, and `h` that of ``x'``, `scale` and `shift`.
+
+    mmkit's own choice is `eager` everywhere: `triton`, which reads and writes every row once, has to be named until it has
+    been measured on a GPU.
+    """
+    given = (t for t in (y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD) if t is not None)
+    run = choose_for("norm", "eager", _REASON, x_TD, *given)
+    return run(x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD, kind, eps)

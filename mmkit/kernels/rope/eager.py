@@ -1,0 +1,39 @@
+"""Normed and turned heads by torch's own kernels, one after the other.
+
+Shape suffixes: T tokens, N query heads, K key heads, H head dim, F turned pairs of channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmkit.kernels.dispatch import kernel
+from mmkit.kernels.norm.eager import rms_norm
+
+
+@kernel()
+def eager(
+    q_TNH: Tensor,
+    k_TKH: Tensor,
+    cos_T1F: Tensor | None,
+    sin_T1F: Tensor | None,
+    q_weight_H: Tensor | None,
+    k_weight_H: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Norms are rounded to the dtype of the heads before these are turned in float32."""
+    if q_weight_H is not None:
+        q_TNH = rms_norm(q_TNH, q_weight_H, eps)
+    if k_weight_H is not None:
+        k_TKH = rms_norm(k_TKH, k_weight_H, eps)
+    if cos_T1F is not None and sin_T1F is not None:
+        q_TNH, k_TKH = _turned(q_TNH, cos_T1F, sin_T1F), _turned(k_TKH, cos_T1F, sin_T1F)
+    return q_TNH, k_TKH
+
+
+def _turned(x_TNH: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
+    pairs = cos_T1F.shape[-1]
+    first, second, rest = x_TNH.split((pairs, pairs, x_TNH.shape[-1] - 2 * pairs), -1)
+    turned = first * cos_T1F - second * sin_T1F, second * cos_T1F + first * sin_T1F
+    return torch.cat([*(x.to(x_TNH.dtype) for x in turned), rest], -1)
