@@ -3,6 +3,10 @@
 from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
+    ("decode", "reference"): "mmkit.kernels.decode.reference:reference",
+    ("decode", "sdpa"): "mmkit.kernels.decode.sdpa:sdpa",
+    ("decode", "triton"): "mmkit.kernels.decode.split:triton",
+    ("decode", "triton_unsplit"): "mmkit.kernels.decode.split:triton_unsplit",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
 }
