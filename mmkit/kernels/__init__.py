@@ -3,6 +3,10 @@
 from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
+    ("decode", "reference"): "mmkit.kernels.decode.reference:reference",
+    ("decode", "sdpa"): "mmkit.kernels.decode.sdpa:sdpa",
+    ("decode", "triton"): "mmkit.kernels.decode.split:triton",
+    ("decode", "triton_unsplit"): "mmkit.kernels.decode.split:triton_unsplit",
     ("experts", "reference"): "mmkit.kernels.experts.reference:reference",
     ("experts", "grouped"): "mmkit.kernels.experts.grouped:grouped",
     ("experts", "triton"): "mmkit.kernels.experts.fused:experts",

@@ -52,7 +52,10 @@ class KVCache:
             store[:] = [torch.nn.functional.pad(x, (0, 0, 0, more)) for x in store]
 
     def write(self, layer: int, k_TKH: Tensor, v_TKH: Tensor, plan: Rows) -> tuple[Tensor, Tensor]:
-        """Store a layer's new tokens where `plan` says; gives the keys and values ``[R, K, C, H]`` that `attend` needs."""
+        """Store a layer's new tokens where `plan` says; gives the keys and values ``[B, K, C, H]`` that `attend` needs.
+
+        They are views of the rows B that take part, where these are the first ones, else of all.
+        """
         keys, values = self.keys[layer], self.values[layer]
         assert plan.columns <= self.capacity, "reserve(tracker.needed(new)) first"
         keys[plan.row_T, :, plan.column_T] = k_TKH.detach().to(keys.dtype)
@@ -75,4 +78,4 @@ class KVCache:
 
 def _read(store: Tensor, plan: Rows) -> Tensor:
     read = store[:, :, : plan.columns]
-    return read[: plan.rows] if plan.rows_R is None else read.index_select(0, plan.rows_R)
+    return read[: plan.rows] if plan.rows_R is None else read

@@ -114,6 +114,7 @@ class Tracker:
             rows=len(rows),
             columns=columns,
             rows_R=None if rows == list(range(len(rows))) else tensor(np.array(rows)),
+            end_R=tensor(end_R.astype(np.int32)),
             query_Rn=None if straight else tensor(source_Rn.reshape(len(rows), count)),
             order_T=None if straight else tensor(order_T),
             mask_Rnm=None if mask_Rnm.all() else tensor(mask_Rnm),

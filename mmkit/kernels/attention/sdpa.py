@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmkit.kernels.attention.plan import Plan
+from mmkit.kernels.decode import decode
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Dense(Plan):
 
     def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
         """One call with the whole mask."""
-        out_NQH = _call(*(x.transpose(0, 1)[None] for x in (q_QNH, k_SKH, v_SKH)), self.mask_QS, scale)[0]
+        out_NQH = call(*(x.transpose(0, 1)[None] for x in (q_QNH, k_SKH, v_SKH)), self.mask_QS, scale)[0]
         out_QNH = out_NQH.transpose(0, 1)
         return out_QNH if self.blind_Q is None else out_QNH.masked_fill(self.blind_Q[:, None, None], 0)
 
@@ -46,28 +47,21 @@ class Rows(Plan):
     rows: int
     columns: int
     rows_R: Tensor | None
+    end_R: Tensor
     query_Rn: Tensor | None
     order_T: Tensor | None
     mask_Rnm: Tensor | None
 
-    def run(self, q_TNH: Tensor, k_RKCH: Tensor, v_RKCH: Tensor, scale: float | None) -> Tensor:
+    def run(self, q_TNH: Tensor, k_BKCH: Tensor, v_BKCH: Tensor, scale: float | None) -> Tensor:
         """New tokens against the cache rows that `KVCache.write` gave back."""
-        _, heads, width = q_TNH.shape
         q_RnNH = q_TNH.unflatten(0, (self.rows, -1)) if self.query_Rn is None else q_TNH[self.query_Rn]
-        count, key_heads = q_RnNH.shape[1], k_RKCH.shape[1]
-        mask = None if self.mask_Rnm is None else self.mask_Rnm[:, None]
-        if count == 1:
-            # One token a row: the query heads of one key head stand as the queries of one call, so no key is read twice.
-            q_RKgH = q_RnNH.reshape(self.rows, key_heads, heads // key_heads, width)
-            return scaled_dot_product_attention(q_RKgH, k_RKCH, v_RKCH, attn_mask=mask, scale=scale).reshape(
-                -1, heads, width
-            )
-        out_RNnH = _call(q_RnNH.transpose(1, 2), k_RKCH, v_RKCH, mask, scale)
-        out_TNH = out_RNnH.transpose(1, 2).flatten(0, 1)
+        out_RnNH = decode(q_RnNH, k_BKCH, v_BKCH, self.rows_R, self.end_R, self.mask_Rnm, scale=scale)
+        out_TNH = out_RnNH.flatten(0, 1)
         return out_TNH if self.order_T is None else out_TNH.index_select(0, self.order_T)
 
 
-def _call(q_BNnH: Tensor, k_BKmH: Tensor, v_BKmH: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def call(q_BNnH: Tensor, k_BKmH: Tensor, v_BKmH: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """Attention of heads in front of tokens, where several query heads may read one key head."""
     groups = q_BNnH.shape[1] // k_BKmH.shape[1]
     # Off the CPU no fast kernel takes both a mask and fewer key heads; torch would compute the whole score matrix.
     if groups > 1 and mask is not None and q_BNnH.device.type != "cpu":

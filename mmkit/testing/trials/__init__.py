@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from mmkit.testing.trials.attention import attention
+from mmkit.testing.trials.decode import decode
 from mmkit.testing.trials.experts import experts, grouped_linear
 from mmkit.testing.trials.nearest_code import nearest_code
 from mmkit.testing.trials.norm import norm
@@ -14,6 +15,7 @@ __all__ = ["TRIALS", "Trial"]
 
 TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "attention": attention,
+    "decode": decode,
     "experts": experts,
     "grouped_linear": grouped_linear,
     "nearest_code": nearest_code,
