@@ -3,6 +3,9 @@
 from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
+    ("cross_entropy", "reference"): "mmkit.kernels.cross_entropy.reference:reference",
+    ("cross_entropy", "plain"): "mmkit.kernels.cross_entropy.plain:plain",
+    ("cross_entropy", "chunked"): "mmkit.kernels.cross_entropy.chunked:chunked",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
 }
