@@ -6,6 +6,7 @@ CATALOGUE = {
     ("cross_entropy", "reference"): "mmkit.kernels.cross_entropy.reference:reference",
     ("cross_entropy", "plain"): "mmkit.kernels.cross_entropy.plain:plain",
     ("cross_entropy", "chunked"): "mmkit.kernels.cross_entropy.chunked:chunked",
+    ("cross_entropy", "triton"): "mmkit.kernels.cross_entropy.triton:triton",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
 }
