@@ -6,6 +6,7 @@ Each case gives the relative errors (L2 norm) of both outputs and the gradients 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def compare(
     def run(function: Any, leaves: list[Tensor]) -> list[Tensor]:
         x, *blocks = leaves
         value, nats = function(x, blocks[: len(sizes)], blocks[len(sizes) :], ids, smoothing, z_loss)
-        return [value, nats, *gradients(value, leaves)]
+        weight = torch.linspace(1, 9, count).sin().to(value.dtype)
+        return [value, nats, *torch.autograd.grad(value, leaves, weight)]
 
     found, wanted, again = run(triton, ours), run(reference, wide), run(triton, ours)
     return {
@@ -102,5 +104,9 @@ def cases() -> dict[str, Any]:
     found["one token"] = compare(1, 16, (150, 3), True, 0.1)
     found["no token"] = compare(0, 16, (150, 3), True, 0.1)
     found["half"] = compare(100, 64, (150, 60), True, 0.1, 1e-3, torch.float16)
+    own.INTERPRETED = replace(own.INTERPRETED, tma=False)
+    found["pointers"] = compare(100, 70, (150, 30), True, 0.1, 1e-3)
+    found["pointers that need no mask"] = compare(128, 64, (256,))
+    own.INTERPRETED = replace(own.INTERPRETED, tma=True)
     extra = {"largest": largest(), "compiled": compiled(), "sound": [sound(9, True), sound(0, False)]}
     return {"cases": found, **extra}

@@ -20,7 +20,7 @@ def interpreted() -> dict[str, Any]:
 
 
 def test_outputs_and_gradients(interpreted: dict[str, Any]) -> None:
-    assert len(interpreted["cases"]) == 10
+    assert len(interpreted["cases"]) == 12
     for name, found in interpreted["cases"].items():
         assert found["dtypes"][0] == "torch.float32", name
         assert max(found["errors"][:2]) < OUTPUTS, (name, found)

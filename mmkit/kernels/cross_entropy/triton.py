@@ -31,23 +31,24 @@ GROUP = 16
 
 @dataclass(frozen=True)
 class Tile:
-    """Tokens, codes and part of the width of a kernel's tile, and how it is compiled."""
+    """Tokens, codes and part of the width of a kernel's tile, how it is compiled, and whether operands come by TMA."""
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    tma: bool = True
 
 
 TABLE: dict[tuple[int, str], Tile] = {
     # (compute capability, kernel). No search at run time: each is compiled and looked at in the tests.
-    (100, "sums"): Tile(128, 256, 64, 8, 3),
-    (100, "gradient"): Tile(128, 256, 64, 8, 3),
+    (100, "sums"): Tile(128, 128, 64, 8, 4),
+    (100, "gradient"): Tile(128, 128, 64, 8, 4),
     (90, "sums"): Tile(128, 256, 64, 8, 3),
     (90, "gradient"): Tile(128, 256, 64, 8, 3),
-    (80, "sums"): Tile(128, 128, 64, 8, 3),
-    (80, "gradient"): Tile(128, 128, 64, 8, 3),
+    (80, "sums"): Tile(128, 128, 64, 8, 3, tma=False),
+    (80, "gradient"): Tile(128, 128, 64, 8, 3, tma=False),
 }
 INTERPRETED = Tile(64, 128, 64, 1, 1)
 """The interpreter runs a tile at a time in numpy: few large ones."""
@@ -84,9 +85,10 @@ class TritonTiles:
         tile, (count, codes) = _tile(x_SD, "sums"), (len(x_SD), len(weight_VD))
         down, across = -(-count // tile.m), -(-codes // tile.n)
         parts = torch.empty((across, count), dtype=torch.float32, device=x_SD.device)
+        x_SD, weight_VD = _aligned(x_SD), _aligned(weight_VD)
         kernels.sums[(down * across,)](
-            _rows(x_SD, tile.m, tile.k), _rows(weight_VD, tile.n, tile.k), _some(bias_V, target_S), ids_S, parts, target_S,
-            count, codes, x_SD.shape[1], bias_V is not None, tile.m, tile.n, tile.k, GROUP, **_options(tile),
+            _rows(x_SD, tile, tile.m), _rows(weight_VD, tile, tile.n), _some(bias_V, target_S), ids_S, parts, target_S,
+            count, codes, x_SD.shape[1], bias_V is not None, tile.m, tile.n, tile.k, GROUP, tile.tma, **_options(tile),
         )  # fmt: skip
         return parts[0] if across == 1 else parts.logsumexp(0)
 
@@ -96,13 +98,12 @@ class TritonTiles:
         """``[s, v]``."""
         tile, (count, codes) = _tile(x_sD, "gradient"), (len(x_sD), len(weight_vD))
         by_lse_s, by_target_s, *by_mean = (grad.contiguous() for grad in grads)
-        # Rows that begin where TMA can store them: at every 16 bytes.
-        out = torch.empty((count, -(-codes // 8) * 8), dtype=x_sD.dtype, device=x_sD.device)[:, :codes]
+        out = torch.empty((count, _up(codes)), dtype=x_sD.dtype, device=x_sD.device)[:, :codes]
+        x_sD, weight_vD = _aligned(x_sD), _aligned(weight_vD)
         kernels.gradient[(-(-count // tile.m) * -(-codes // tile.n),)](
-            _rows(x_sD, tile.m, tile.k), _rows(weight_vD, tile.n, tile.k), _some(bias_v, lse_s), ids_s, lse_s,
-            by_lse_s, by_target_s, by_mean[0] if by_mean else lse_s,
-            TensorDescriptor(out, [count, codes], list(out.stride()), [tile.m, tile.n]), count, codes, x_sD.shape[1],
-            bias_v is not None, bool(by_mean), tile.m, tile.n, tile.k, GROUP, **_options(tile),
+            _rows(x_sD, tile, tile.m), _rows(weight_vD, tile, tile.n), _some(bias_v, lse_s), ids_s, lse_s, by_lse_s,
+            by_target_s, by_mean[0] if by_mean else lse_s, _rows(out, tile, tile.m, tile.n), count, codes, x_sD.shape[1],
+            bias_v is not None, bool(by_mean), tile.m, tile.n, tile.k, GROUP, tile.tma, **_options(tile),
         )  # fmt: skip
         return out
 
@@ -110,13 +111,22 @@ class TritonTiles:
 TILES = TritonTiles()
 
 
-def _rows(x_TD: Tensor, rows: int, width: int) -> TensorDescriptor:
-    """Read by `rows` rows and `width` of the columns at once. Copied where rows are not aligned to 16 bytes."""
-    if x_TD.shape[1] * x_TD.itemsize % 16:
-        x_TD = F.pad(x_TD, (0, -x_TD.shape[1] % (16 // x_TD.itemsize)))
-    if x_TD.stride(1) != 1 or x_TD.stride(0) * x_TD.itemsize % 16 or x_TD.data_ptr() % 16:
-        x_TD = x_TD.clone(memory_format=torch.contiguous_format)
-    return TensorDescriptor(x_TD, list(x_TD.shape), list(x_TD.stride()), [rows, width])
+def _up(count: int) -> int:
+    """The next multiple of what rows are aligned to."""
+    return -(-count // kernels.ALIGNED.value) * kernels.ALIGNED.value
+
+
+def _aligned(x_TD: Tensor) -> Tensor:
+    """Rows end to end, each `ALIGNED`: a copy where they are not."""
+    x_TD = F.pad(x_TD, (0, _up(x_TD.shape[1]) - x_TD.shape[1])) if x_TD.shape[1] % kernels.ALIGNED.value else x_TD
+    return x_TD.contiguous() if x_TD.data_ptr() % 16 == 0 else x_TD.clone(memory_format=torch.contiguous_format)
+
+
+def _rows(x_TD: Tensor, tile: Tile, rows: int, width: int = 0) -> Tensor | TensorDescriptor:
+    """A matrix as a kernel takes it: with TMA by so many rows and columns at once."""
+    if not tile.tma:
+        return x_TD
+    return TensorDescriptor(x_TD, list(x_TD.shape), list(x_TD.stride()), [rows, width or tile.k])
 
 
 def _some(bias_V: Tensor | None, other: Tensor) -> Tensor:
