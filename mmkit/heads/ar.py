@@ -17,7 +17,7 @@ from mmkit.contracts.port import Needs, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.errors import CheckpointError, ContractError
-from mmkit.nn.codes import CodeOutput, Wanted, code_loss, joint_vocabulary
+from mmkit.nn.codes import CodeOutput, Wanted, joint_vocabulary
 from mmkit.nn.sampling import Warp, draw
 
 
@@ -131,9 +131,8 @@ class AR(Head[ARState]):
 
     def loss(self, hidden_SD: Tensor, prepared: Prepared) -> TokenLoss:
         """Cross-entropy of each token, in nats, over the whole vocabulary."""
-        return code_loss(
-            self.predict(hidden_SD), prepared, smoothing=self.config.label_smoothing, z_loss=self.config.z_loss
-        )  # fmt: skip
+        config = self.config
+        return self.output.loss(hidden_SD, prepared, smoothing=config.label_smoothing, z_loss=config.z_loss)
 
     def begin(self, request: Request) -> ARState:
         """An empty span."""

@@ -17,7 +17,7 @@ from mmkit.contracts.head import Head
 from mmkit.contracts.options import Count, Fraction, Guidance, NonNegative, Size
 from mmkit.contracts.port import Needs, TargetPort
 from mmkit.contracts.values import Feed, Prepared, Request, Targets, TokenLoss
-from mmkit.nn.codes import CodeOutput, Wanted, code_loss, joint_vocabulary
+from mmkit.nn.codes import CodeOutput, Wanted, joint_vocabulary
 from mmkit.nn.sampling import Warp, draw, gumbel
 
 Schedule = Literal["cosine", "linear", "square", "cubic", "root"]
@@ -192,7 +192,7 @@ class Masked(Head[MaskedState]):
 
     def loss(self, hidden_SD: Tensor, prepared: Prepared) -> TokenLoss:
         """Cross-entropy of each token, in nats, over the whole vocabulary; unmasked tokens have weight 0."""
-        return code_loss(self.predict(hidden_SD), prepared, smoothing=self.config.label_smoothing)
+        return self.output.loss(hidden_SD, prepared, smoothing=self.config.label_smoothing)
 
     def begin(self, request: Request) -> MaskedState:
         """A span of masks."""

@@ -3,6 +3,10 @@
 from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
+    ("cross_entropy", "reference"): "mmkit.kernels.cross_entropy.reference:reference",
+    ("cross_entropy", "plain"): "mmkit.kernels.cross_entropy.plain:plain",
+    ("cross_entropy", "chunked"): "mmkit.kernels.cross_entropy.chunked:chunked",
+    ("cross_entropy", "triton"): "mmkit.kernels.cross_entropy.triton:triton",
     ("decode", "reference"): "mmkit.kernels.decode.reference:reference",
     ("decode", "sdpa"): "mmkit.kernels.decode.sdpa:sdpa",
     ("decode", "triton"): "mmkit.kernels.decode.split:triton",

@@ -16,6 +16,7 @@ from mmkit.contracts.port import TargetPort
 from mmkit.contracts.values import Prepared, Request, TokenLoss
 from mmkit.contracts.vocabulary import MARKS, Slice, Vocabulary
 from mmkit.errors import ContractError
+from mmkit.kernels.cross_entropy import linear_cross_entropy
 from mmkit.nn.projection import hidden_layers
 
 
@@ -118,33 +119,22 @@ class CodeOutput(nn.Module):
 
     def forward(self, x_SD: Tensor) -> Tensor:
         """``[S, D]`` to logits ``[S, V]``, slices end to end."""
+        weights, biases = self._blocks()
         x_SD = self.hidden(x_SD)
+        logits = [F.linear(x_SD, w, biases[i] if biases else None) for i, w in enumerate(weights)]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
+
+    def loss(self, x_SD: Tensor, prepared: Prepared, *, smoothing: float = 0.0, z_loss: float = 0.0) -> TokenLoss:
+        """The `linear_cross_entropy` of hidden states ``[S, D]`` and what the head prepared, and its nats; no logits are kept."""
+        x_SD, (weights, biases) = self.hidden(x_SD), self._blocks()
+        value_S, nats_S = linear_cross_entropy(
+            x_SD, weights, biases, prepared.target, smoothing=smoothing, z_loss=z_loss
+        )
+        return TokenLoss(value_S, prepared.weight_S, prepared.level_S, nats_S, prepared.bound_S)
+
+    def _blocks(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The weights of the slices and their biases, if there are any."""
         owners = [piece.owner for piece in self.vocabulary.slices]
         blocks = self.weight if len(self.weight) else self.tables
         assert len(blocks) == len(owners), "tied weights are asked for before `tie` has given them"
-        logits = [F.linear(x_SD, blocks[o], self.bias[o] if len(self.bias) else None) for o in owners]
-        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
-
-
-def code_loss(
-    logits_SV: Tensor, prepared: Prepared, *, smoothing: float = 0.0, z_loss: float = 0.0
-) -> TokenLoss:  # fmt: skip
-    """The loss of a head over codes: `token_cross_entropy` of what it prepared, and the plain one where that differs."""
-    value_S = token_cross_entropy(logits_SV, prepared.target, smoothing=smoothing, z_loss=z_loss)
-    nats_S = value_S.detach()
-    if smoothing or z_loss:
-        nats_S = token_cross_entropy(logits_SV.detach(), prepared.target)
-    return TokenLoss(value_S, prepared.weight_S, prepared.level_S, nats_S, prepared.bound_S)
-
-
-def token_cross_entropy(logits_SV: Tensor, ids_S: Tensor, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
-    """Cross-entropy of each token ``[S]`` in float32.
-
-    `smoothing` mixes the target with the uniform distribution over all ids. `z_loss` times the squared logarithm of the
-    normaliser is added (PaLM, Chowdhery et al. 2022).
-    """
-    logits_SV = logits_SV.float()
-    value_S = F.cross_entropy(logits_SV, ids_S, reduction="none", label_smoothing=smoothing)
-    if z_loss:
-        value_S = value_S + z_loss * logits_SV.logsumexp(dim=-1).square()
-    return value_S
+        return [blocks[o] for o in owners], [self.bias[o] for o in owners] if len(self.bias) else []

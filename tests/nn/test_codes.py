@@ -2,13 +2,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.port import Port, TargetPort
-from mmkit.contracts.values import Request
+from mmkit.contracts.values import Feed, Prepared, Request
 from mmkit.contracts.vocabulary import Vocabulary
 from mmkit.errors import ContractError
-from mmkit.nn.codes import CodeOutput, Wanted, joint_vocabulary, token_cross_entropy
+from mmkit.nn.codes import CodeOutput, Wanted, joint_vocabulary
 
 TEXT = TargetPort("text", Port("text", "codes", codebook_size=5), open=True)
 IMAGE = TargetPort("image", Port("image", "codes", codebook_size=3))
@@ -47,9 +48,12 @@ def test_logits_are_the_slices_end_to_end():
     torch.testing.assert_close(output(x), expected)
 
 
-def test_cross_entropy_in_half_precision_is_computed_in_float32():
-    logits = (torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 10).bfloat16()
-    ids = torch.arange(6)
-    assert torch.equal(
-        token_cross_entropy(logits, ids, z_loss=1e-3), token_cross_entropy(logits.float(), ids, z_loss=1e-3)
-    )
+def test_the_loss_is_that_of_the_logits():
+    torch.manual_seed(0)
+    output = CodeOutput(Vocabulary.lay_out([("a", 4), ("b", 3)]), 8, depth=2, width=16)
+    x, ids, weight = torch.randn(7, 8), torch.arange(7), torch.rand(7)
+    loss = output.loss(x, Prepared(Feed(ids), ids, weight), smoothing=0.2, z_loss=1e-2)
+    logits = output(x)
+    expected = cross_entropy(logits, ids, reduction="none", label_smoothing=0.2) + 1e-2 * logits.logsumexp(1).square()
+    assert torch.equal(loss.value_S, expected) and loss.weight_S is weight
+    assert torch.equal(loss.nats_S, cross_entropy(logits, ids, reduction="none")) and not loss.nats_S.requires_grad

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from mmkit.testing.trials.attention import attention
+from mmkit.testing.trials.cross_entropy import cross_entropy
 from mmkit.testing.trials.decode import decode
 from mmkit.testing.trials.experts import experts, grouped_linear
 from mmkit.testing.trials.nearest_code import nearest_code
@@ -15,6 +16,7 @@ __all__ = ["TRIALS", "Trial"]
 
 TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "attention": attention,
+    "cross_entropy": cross_entropy,
     "decode": decode,
     "experts": experts,
     "grouped_linear": grouped_linear,
