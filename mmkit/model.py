@@ -36,6 +36,9 @@ from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
 from mmkit.store import Store
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What weights may be kept in for generating."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -131,6 +134,19 @@ class UnifiedModel(nn.Module):
         """Where the weights are."""
         return self.marks.weight.device
 
+    def keep(self, dtype: torch.dtype | str) -> UnifiedModel:
+        """Keep what reads and writes tokens (connectors, backbone, heads and marks) in a dtype, to generate with.
+
+        Encoders and tokenizers stay in float32, so that contents become what they became in training. Raises `ContractError`
+        on a dtype that is not one of `DTYPES`.
+        """
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ContractError("dtype", f"weights cannot be kept in {name}", f"take {', '.join(DTYPES)}")
+        for module in (self.connectors, self.backbone, self.heads, self.marks):
+            module.to(getattr(torch, name))
+        return self
+
     def train(self, mode: bool = True) -> UnifiedModel:
         """Training mode for what is trained: tokenizers and frozen parts stay in evaluation mode."""
         super().train(mode)
@@ -172,6 +188,9 @@ class UnifiedModel(nn.Module):
         """Contents from folded tokens ``[*grid, C]`` or codes ``[*grid]`` of a stream."""
         source = self.recipe.model.streams[stream].source
         connector, tokenizer = self.connectors[source], self.tokenizers[source]
+        weight = next(tokenizer.parameters(), None)
+        if weight is not None:
+            tokens = [t.to(weight.dtype) if t.is_floating_point() else t for t in tokens]
         return tokenizer.decode([connector.unfold(t) for t in tokens])
 
     def connect(self, source: str, tokens: Sequence[Tensor]) -> list[Tensor]:
@@ -189,7 +208,12 @@ class UnifiedModel(nn.Module):
         connector = self.connectors[source]
         if connector.port.space == "codes" and "codes" not in connector.takes:
             flat = self.tokenizers[source].embed(flat)
-        return connector(flat, grids)
+        return connector(self._narrowed(flat), grids)
+
+    def _narrowed(self, x: Tensor) -> Tensor:
+        """Vectors in the dtype of the weights where that is the narrower one: encoders and tokenizers may keep another."""
+        dtype = self.marks.weight.dtype
+        return x.to(dtype) if x.is_floating_point() and dtype.itemsize < x.dtype.itemsize else x
 
     def _to_device(self, content: Any) -> Any:
         return content.to(self.device) if isinstance(content, Tensor) else content
@@ -391,16 +415,21 @@ class UnifiedModel(nn.Module):
         return self.router.coerce(segments)
 
 
-def load(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> UnifiedModel:
+def load(
+    path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+) -> UnifiedModel:  # fmt: skip
     """The model of a run folder or of one of its checkpoints, ready to generate.
 
-    Takes the averaged weights where the run kept them. Raises `CheckpointError` where there is none.
+    Takes the averaged weights where the run kept them. In `dtype` (``bfloat16``, say) the backbone and all around it take half
+    the memory, and a token half the time where reading the weights is what takes it; see `UnifiedModel.keep`. Raises
+    `CheckpointError` where there is no checkpoint, `ContractError` on a dtype that weights cannot be kept in.
     """
     checkpoint = open_run(Path(path), step)
     model = UnifiedModel(checkpoint.compose())
     model.load_state_dict(checkpoint.weights())
     model.sizes = {name: tuple(size) for name, size in checkpoint.trainer.get("sizes", {}).items()}
-    return model.to(device).eval()
+    return model.keep(dtype).to(device).eval()
 
 
 def load_weights(model: UnifiedModel) -> None:

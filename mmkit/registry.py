@@ -33,7 +33,7 @@ OWN = "mmkit"
 APART = ("recipe", "command", "kernel")
 """What is registered by name as components are, and named by no ``type:``."""
 
-OPS = ("attention", "nearest_code")
+OPS = ("attention", "linear", "nearest_code")
 """The operations that have several implementations. A kernel's name is ``op.name``."""
 AUTO = "auto"
 """In place of an implementation's name: mmkit chooses."""

@@ -3,6 +3,9 @@
 from mmkit.hooks import Register, hookimpl
 
 CATALOGUE = {
+    ("linear", "reference"): "mmkit.kernels.linear.reference:reference",
+    ("linear", "shadow"): "mmkit.kernels.linear.shadow:shadow",
+    ("linear", "torch"): "mmkit.kernels.linear.native:native",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
 }

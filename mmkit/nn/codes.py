@@ -16,6 +16,7 @@ from mmkit.contracts.port import TargetPort
 from mmkit.contracts.values import Prepared, Request, TokenLoss
 from mmkit.contracts.vocabulary import MARKS, Slice, Vocabulary
 from mmkit.errors import ContractError
+from mmkit.kernels.linear import linear
 from mmkit.nn.projection import hidden_layers
 
 
@@ -122,7 +123,7 @@ class CodeOutput(nn.Module):
         owners = [piece.owner for piece in self.vocabulary.slices]
         blocks = self.weight if len(self.weight) else self.tables
         assert len(blocks) == len(owners), "tied weights are asked for before `tie` has given them"
-        logits = [F.linear(x_SD, blocks[o], self.bias[o] if len(self.bias) else None) for o in owners]
+        logits = [linear(x_SD, blocks[o], self.bias[o] if len(self.bias) else None) for o in owners]
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
 
 
