@@ -222,31 +222,39 @@ class UnifiedModel(nn.Module):
               streams: Sequence[str]) -> Tensor:  # fmt: skip
         """The embeddings ``[S, D]`` that a feed of tokens puts there, spans end to end (lead tokens not among them)."""
         part: Head = self.heads[head]
-        x_SD = feed.tokens.new_zeros((sum(lengths), self.backbone.dim), dtype=self.marks.weight.dtype)
-        owners = np.repeat(np.arange(len(lengths)), lengths)
         by_source: dict[str, list[int]] = {}
         for index, stream in enumerate(streams):
             by_source.setdefault(self.recipe.model.streams[stream].source, []).append(index)
-        for source, members in by_source.items():
-            mine = torch.from_numpy(np.flatnonzero(np.isin(owners, members))).to(x_SD.device)
-            tokens = feed.tokens[mine]
-            if part.vocabulary is None:
+        if len(by_source) == 1:
+            (source,) = by_source
+            x_SD = self._embed_from(source, part, feed.tokens, grids, streams[0])
+        else:
+            x_SD = feed.tokens.new_zeros((sum(lengths), self.backbone.dim), dtype=self.marks.weight.dtype)
+            owners = np.repeat(np.arange(len(lengths)), lengths)
+            for source, members in by_source.items():
+                mine = torch.from_numpy(np.flatnonzero(np.isin(owners, members))).to(x_SD.device)
+                theirs = [grids[i] for i in members]
                 x_SD = x_SD.index_copy(
-                    0, mine, self._project(source, tokens, [grids[i] for i in members]).to(x_SD.dtype)
+                    0, mine, self._embed_from(source, part, feed.tokens[mine], theirs, streams[members[0]])
                 )
-                continue
-            piece = part.vocabulary.of(streams[members[0]])
-            inside = (tokens >= piece.offset) & (tokens < piece.stop)
-            codes = torch.where(inside, tokens - piece.offset, 0)
-            embedded = self._project(source, codes, [grids[i] for i in members])
-            if MARKS in part.vocabulary:
-                marks = part.vocabulary.of(MARKS)
-                ids = torch.where(inside, 0, tokens - marks.offset)
-                embedded = torch.where(inside[:, None], embedded, self.marks(ids).to(embedded.dtype))
-            x_SD = x_SD.index_copy(0, mine, embedded.to(x_SD.dtype))
         if feed.blank_S is not None:
             x_SD = torch.where(feed.blank_S[:, None], feed.blank_D.to(x_SD.dtype), x_SD)
         return x_SD if feed.add_SD is None else x_SD + feed.add_SD
+
+    def _embed_from(
+        self, source: str, head: Head, tokens: Tensor, grids: Sequence[tuple[int, ...]], stream: str
+    ) -> Tensor:
+        """The embeddings of tokens, or of a head's ids, that are all of one source."""
+        dtype = self.marks.weight.dtype
+        if head.vocabulary is None:
+            return self._project(source, tokens, grids).to(dtype)
+        piece = head.vocabulary.of(stream)
+        inside = (tokens >= piece.offset) & (tokens < piece.stop)
+        embedded = self._project(source, torch.where(inside, tokens - piece.offset, 0), grids)
+        if MARKS in head.vocabulary:
+            ids = torch.where(inside, 0, tokens - head.vocabulary.of(MARKS).offset)
+            embedded = torch.where(inside[:, None], embedded, self.marks(ids).to(embedded.dtype))
+        return embedded.to(dtype)
 
     # Training
 

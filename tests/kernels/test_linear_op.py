@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mmkit.kernels import dispatch
 from mmkit.kernels.dispatch import using
-from mmkit.kernels.linear import emulated, forget, held, linear, native, shadow
+from mmkit.kernels.linear import FEW, emulated, forget, held, linear, native, shadow
 from mmkit.nn.linear import Linear
 
 LOW = (torch.bfloat16, torch.float16)
@@ -46,7 +46,7 @@ def layer(dtype: torch.dtype = torch.bfloat16) -> Linear:
 
 
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("rows", [shadow.FEW + 1, 64])
+@pytest.mark.parametrize("rows", [FEW + 1, 64])
 @torch.no_grad()
 def test_many_rows_are_the_exact_result_rounded_once(rows: int, dtype: torch.dtype) -> None:
     x, weight, bias = drawn(rows, dtype)
@@ -57,7 +57,7 @@ def test_many_rows_are_the_exact_result_rounded_once(rows: int, dtype: torch.dty
     torch.testing.assert_close(found.double(), wanted, rtol=torch.finfo(dtype).eps / 2 * 1.01, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [0, 1, shadow.FEW])
+@pytest.mark.parametrize("rows", [0, 1, FEW])
 @torch.no_grad()
 def test_few_rows_are_torchs_own(rows: int) -> None:
     x, weight, bias = drawn(rows, torch.bfloat16)

@@ -1,7 +1,7 @@
 """A linear layer in low precision on a CPU without it: float32 weights beside the real ones.
 
-Such a CPU multiplies a matrix by one row of bf16 as fast as it reads the matrix, and by many rows at a small part of its
-speed in float32. So many rows are multiplied in float32, and only the result is rounded.
+Such a CPU multiplies matrices of bf16 at a small part of its speed in float32. So they are multiplied in float32, and only the
+result is rounded.
 
 Shape suffixes: I channels in, O channels out.
 """
@@ -18,10 +18,6 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mmkit.kernels.dispatch import kernel
-
-FEW = 4
-"""Up to this many rows the real weights are read, which are half as large. Measured on two cores of a Zen 3 with weights
-that are not in its caches: the float32 ones are as fast from 5 rows on with one thread, from 8 with two."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,7 @@ _lock = threading.Lock()
 
 @kernel(devices=("cpu",), dtypes=("bfloat16", "float16"), forward_only=("cpu",))
 def shadow(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Many rows in float32, rounded once at the end; few rows as torch computes them."""
-    if x.numel() <= FEW * x.shape[-1]:
-        return F.linear(x, weight_OI, bias_O)
+    """In float32, rounded once at the end."""
     bias_O = None if bias_O is None else bias_O.float()
     return F.linear(x.float(), _wide(weight_OI), bias_O).to(x.dtype)
 
