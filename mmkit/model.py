@@ -36,6 +36,9 @@ from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
 from mmkit.store import Store
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What weights may be kept in for generating."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -131,6 +134,19 @@ class UnifiedModel(nn.Module):
         """Where the weights are."""
         return self.marks.weight.device
 
+    def keep(self, dtype: torch.dtype | str) -> UnifiedModel:
+        """Keep what reads and writes tokens (connectors, backbone, heads and marks) in a dtype, to generate with.
+
+        Encoders and tokenizers stay in float32, so that contents become what they became in training. Raises `ContractError`
+        on a dtype that is not one of `DTYPES`.
+        """
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ContractError("dtype", f"weights cannot be kept in {name}", f"take {', '.join(DTYPES)}")
+        for module in (self.connectors, self.backbone, self.heads, self.marks):
+            module.to(getattr(torch, name))
+        return self
+
     def train(self, mode: bool = True) -> UnifiedModel:
         """Training mode for what is trained: tokenizers and frozen parts stay in evaluation mode."""
         super().train(mode)
@@ -172,6 +188,9 @@ class UnifiedModel(nn.Module):
         """Contents from folded tokens ``[*grid, C]`` or codes ``[*grid]`` of a stream."""
         source = self.recipe.model.streams[stream].source
         connector, tokenizer = self.connectors[source], self.tokenizers[source]
+        weight = next(tokenizer.parameters(), None)
+        if weight is not None:
+            tokens = [t.to(weight.dtype) if t.is_floating_point() else t for t in tokens]
         return tokenizer.decode([connector.unfold(t) for t in tokens])
 
     def connect(self, source: str, tokens: Sequence[Tensor]) -> list[Tensor]:
@@ -189,7 +208,12 @@ class UnifiedModel(nn.Module):
         connector = self.connectors[source]
         if connector.port.space == "codes" and "codes" not in connector.takes:
             flat = self.tokenizers[source].embed(flat)
-        return connector(flat, grids)
+        return connector(self._narrowed(flat), grids)
+
+    def _narrowed(self, x: Tensor) -> Tensor:
+        """Vectors in the dtype of the weights where that is the narrower one: encoders and tokenizers may keep another."""
+        dtype = self.marks.weight.dtype
+        return x.to(dtype) if x.is_floating_point() and dtype.itemsize < x.dtype.itemsize else x
 
     def _to_device(self, content: Any) -> Any:
         return content.to(self.device) if isinstance(content, Tensor) else content
@@ -198,31 +222,39 @@ class UnifiedModel(nn.Module):
               streams: Sequence[str]) -> Tensor:  # fmt: skip
         """The embeddings ``[S, D]`` that a feed of tokens puts there, spans end to end (lead tokens not among them)."""
         part: Head = self.heads[head]
-        x_SD = feed.tokens.new_zeros((sum(lengths), self.backbone.dim), dtype=self.marks.weight.dtype)
-        owners = np.repeat(np.arange(len(lengths)), lengths)
         by_source: dict[str, list[int]] = {}
         for index, stream in enumerate(streams):
             by_source.setdefault(self.recipe.model.streams[stream].source, []).append(index)
-        for source, members in by_source.items():
-            mine = torch.from_numpy(np.flatnonzero(np.isin(owners, members))).to(x_SD.device)
-            tokens = feed.tokens[mine]
-            if part.vocabulary is None:
+        if len(by_source) == 1:
+            (source,) = by_source
+            x_SD = self._embed_from(source, part, feed.tokens, grids, streams[0])
+        else:
+            x_SD = feed.tokens.new_zeros((sum(lengths), self.backbone.dim), dtype=self.marks.weight.dtype)
+            owners = np.repeat(np.arange(len(lengths)), lengths)
+            for source, members in by_source.items():
+                mine = torch.from_numpy(np.flatnonzero(np.isin(owners, members))).to(x_SD.device)
+                theirs = [grids[i] for i in members]
                 x_SD = x_SD.index_copy(
-                    0, mine, self._project(source, tokens, [grids[i] for i in members]).to(x_SD.dtype)
+                    0, mine, self._embed_from(source, part, feed.tokens[mine], theirs, streams[members[0]])
                 )
-                continue
-            piece = part.vocabulary.of(streams[members[0]])
-            inside = (tokens >= piece.offset) & (tokens < piece.stop)
-            codes = torch.where(inside, tokens - piece.offset, 0)
-            embedded = self._project(source, codes, [grids[i] for i in members])
-            if MARKS in part.vocabulary:
-                marks = part.vocabulary.of(MARKS)
-                ids = torch.where(inside, 0, tokens - marks.offset)
-                embedded = torch.where(inside[:, None], embedded, self.marks(ids).to(embedded.dtype))
-            x_SD = x_SD.index_copy(0, mine, embedded.to(x_SD.dtype))
         if feed.blank_S is not None:
             x_SD = torch.where(feed.blank_S[:, None], feed.blank_D.to(x_SD.dtype), x_SD)
         return x_SD if feed.add_SD is None else x_SD + feed.add_SD
+
+    def _embed_from(
+        self, source: str, head: Head, tokens: Tensor, grids: Sequence[tuple[int, ...]], stream: str
+    ) -> Tensor:
+        """The embeddings of tokens, or of a head's ids, that are all of one source."""
+        dtype = self.marks.weight.dtype
+        if head.vocabulary is None:
+            return self._project(source, tokens, grids).to(dtype)
+        piece = head.vocabulary.of(stream)
+        inside = (tokens >= piece.offset) & (tokens < piece.stop)
+        embedded = self._project(source, torch.where(inside, tokens - piece.offset, 0), grids)
+        if MARKS in head.vocabulary:
+            ids = torch.where(inside, 0, tokens - head.vocabulary.of(MARKS).offset)
+            embedded = torch.where(inside[:, None], embedded, self.marks(ids).to(embedded.dtype))
+        return embedded.to(dtype)
 
     # Training
 
@@ -391,16 +423,21 @@ class UnifiedModel(nn.Module):
         return self.router.coerce(segments)
 
 
-def load(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> UnifiedModel:
+def load(
+    path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+) -> UnifiedModel:  # fmt: skip
     """The model of a run folder or of one of its checkpoints, ready to generate.
 
-    Takes the averaged weights where the run kept them. Raises `CheckpointError` where there is none.
+    Takes the averaged weights where the run kept them. In `dtype` (``bfloat16``, say) the backbone and all around it take half
+    the memory, and a token half the time where reading the weights is what takes it; see `UnifiedModel.keep`. Raises
+    `CheckpointError` where there is no checkpoint, `ContractError` on a dtype that weights cannot be kept in.
     """
     checkpoint = open_run(Path(path), step)
     model = UnifiedModel(checkpoint.compose())
     model.load_state_dict(checkpoint.weights())
     model.sizes = {name: tuple(size) for name, size in checkpoint.trainer.get("sizes", {}).items()}
-    return model.to(device).eval()
+    return model.keep(dtype).to(device).eval()
 
 
 def load_weights(model: UnifiedModel) -> None:

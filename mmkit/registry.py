@@ -33,7 +33,18 @@ OWN = "mmkit"
 APART = ("recipe", "command", "kernel")
 """What is registered by name as components are, and named by no ``type:``."""
 
-OPS = ("attention", "cross_entropy", "decode", "experts", "grouped_linear", "nearest_code", "norm", "rope", "route")
+OPS = (
+    "attention",
+    "cross_entropy",
+    "decode",
+    "experts",
+    "grouped_linear",
+    "linear",
+    "nearest_code",
+    "norm",
+    "rope",
+    "route",
+)
 """The operations that have several implementations. A kernel's name is ``op.name``."""
 AUTO = "auto"
 """In place of an implementation's name: mmkit chooses."""

@@ -26,11 +26,19 @@ Examples:
 @click.option("--temperature", type=click.FloatRange(0), help="0 takes the likeliest.")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; 1 is none.")
 @click.option("--steps", type=click.IntRange(1), help="Iterations of a masked, flow or diffusion head.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What the weights are kept in.",
+)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("generated"), show_default=True,
               help="Folder for pictures.")  # fmt: skip
 def command(
     run: Path, segments: tuple[str, ...], blank: str, size: tuple[int, int] | None, count: int, seed: int,
-    temperature: float | None, guidance: float | None, steps: int | None, output: Path,
+    temperature: float | None, guidance: float | None, steps: int | None, dtype: str,
+    output: Path,
 ) -> None:  # fmt: skip
     """Continue SEGMENTS with the model of a RUN folder.
 
@@ -40,7 +48,7 @@ def command(
     from mmkit.contracts.segment import Segment
     from mmkit.model import load
 
-    model = load(run)
+    model = load(run, dtype=dtype)
     prompt: list[Any] = [Path(s) if Path(s).is_file() else s for s in segments]
     wanted = Segment(blank, None, "target", size=tuple(size) if size else None)
     sampling = Sampling(temperature=temperature, guidance_scale=guidance, steps=steps)

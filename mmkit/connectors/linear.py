@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmkit.contracts.connector import Connector
 from mmkit.contracts.port import Port, Space
+from mmkit.nn import linear
 from mmkit.nn.grid import folded_port
 
 
@@ -34,7 +35,7 @@ class Linear(Connector):
     def __init__(self, config: Config, source: Port, dim: int) -> None:
         super().__init__()
         self.port = folded_port(source, 1, "type")
-        self.projection = nn.Linear(self.port.width, dim, bias=config.bias)
+        self.projection = linear.Linear(self.port.width, dim, bias=config.bias)
 
     def forward(self, x: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
         """Vectors ``[S, C]`` to ``[S, D]``."""

@@ -13,6 +13,7 @@ from mmkit.contracts.connector import Connector
 from mmkit.contracts.options import Count, Positive
 from mmkit.contracts.port import Port, Space
 from mmkit.nn.grid import AxisTables, SinCos, add_positions, fold_grid, fold_of, folded, folded_port, unfold_grid
+from mmkit.nn.linear import Linear
 
 ACTIVATIONS = {
     "gelu": nn.GELU,
@@ -76,7 +77,7 @@ class MLP(Connector):
         widths = [width, *[hidden] * (config.depth - 1), dim]
         self.norm_width = source.width if config.norm_over == "feature" else width
         self.norm = NORMS[config.norm](self.norm_width, eps=config.norm_eps) if config.norm in NORMS else None
-        self.layers = nn.ModuleList(nn.Linear(i, o, bias=config.bias) for i, o in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(i, o, bias=config.bias) for i, o in pairwise(widths))
         self.activation = ACTIVATIONS[config.activation]()
         self.positions: AxisTables | SinCos | None = None
         if config.position != "none":

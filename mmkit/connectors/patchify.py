@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmkit.contracts.connector import Connector
 from mmkit.contracts.options import Count, Positive
 from mmkit.contracts.port import Port, Space
 from mmkit.nn.grid import AxisTables, SinCos, add_positions, fold_grid, fold_of, folded, folded_port, unfold_grid
+from mmkit.nn.linear import Linear
 
 
 class Patchify(Connector):
@@ -52,7 +53,7 @@ class Patchify(Connector):
         self.config = config
         self.size = fold_of(source, config.size)
         self.port = folded_port(source, self.size, "size")
-        self.projection = nn.Linear(self.port.width, dim)
+        self.projection = Linear(self.port.width, dim)
         self.positions: AxisTables | SinCos | None = None
         if config.position == "learned":
             axes = source.axes if isinstance(self.size, int) else len(self.size)

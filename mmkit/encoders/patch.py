@@ -14,6 +14,7 @@ from mmkit.contracts.options import Count, Positive
 from mmkit.contracts.port import Port
 from mmkit.errors import ContractError
 from mmkit.nn.grid import AxisTables, fold_grid, resize, whole, within
+from mmkit.nn.linear import Linear
 
 
 class Patch(Encoder):
@@ -64,7 +65,7 @@ class Patch(Encoder):
         self.port = Port("image", "features", width)
         layers: list[nn.Module] = [nn.LayerNorm(raw)] if config.norm == "layer" else []
         if config.dim is not None:
-            layers += [nn.Linear(raw, width)] + ([nn.LayerNorm(width)] if config.norm == "layer" else [])
+            layers += [Linear(raw, width)] + ([nn.LayerNorm(width)] if config.norm == "layer" else [])
         self.embed = nn.Sequential(*layers)
         self.positions = AxisTables(2, config.max_grid, width) if config.position == "learned" else None
         self.last_norm = nn.LayerNorm(width) if config.norm == "layer" and self.positions is not None else None

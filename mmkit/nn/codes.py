@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmkit.contracts.port import TargetPort
 from mmkit.contracts.values import Prepared, Request, TokenLoss
 from mmkit.contracts.vocabulary import MARKS, Slice, Vocabulary
 from mmkit.errors import ContractError
 from mmkit.kernels.cross_entropy import linear_cross_entropy
+from mmkit.kernels.linear import linear
 from mmkit.nn.projection import hidden_layers
 
 
@@ -121,7 +121,7 @@ class CodeOutput(nn.Module):
         """``[S, D]`` to logits ``[S, V]``, slices end to end."""
         weights, biases = self._blocks()
         x_SD = self.hidden(x_SD)
-        logits = [F.linear(x_SD, w, biases[i] if biases else None) for i, w in enumerate(weights)]
+        logits = [linear(x_SD, w, biases[i] if biases else None) for i, w in enumerate(weights)]
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
 
     def loss(self, x_SD: Tensor, prepared: Prepared, *, smoothing: float = 0.0, z_loss: float = 0.0) -> TokenLoss:

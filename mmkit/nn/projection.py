@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmkit.nn.linear import Linear
+
 
 def hidden_layers(dim: int, width: int, count: int) -> nn.Sequential:
     """`count` times linear, GELU: ``dim`` to ``width``; nothing where `count` is 0."""
     layers: list[nn.Module] = []
     for index in range(count):
-        layers += [nn.Linear(dim if index == 0 else width, width), nn.GELU()]
+        layers += [Linear(dim if index == 0 else width, width), nn.GELU()]
     return nn.Sequential(*layers)
 
 
@@ -29,7 +31,7 @@ class Projection(nn.Module):
         super().__init__()
         width = width or dim
         self.hidden = hidden_layers(dim, width, depth - 1)
-        self.out = nn.Linear(width if depth > 1 else dim, out)
+        self.out = Linear(width if depth > 1 else dim, out)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 

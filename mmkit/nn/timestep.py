@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmkit.nn.linear import Linear
+
 
 def sinusoids(t_N: Tensor, width: int, period: float = 10000.0) -> Tensor:
     """Cosines, then sines, of ``t / period ** (i / (width / 2))``: ``[N]`` to ``[N, width]`` in float32.
@@ -38,8 +40,8 @@ class TimestepEmbedding(nn.Module):
         assert width % 2 == 0
         self.scale = scale
         self.width = width
-        self.inner = nn.Linear(width, dim)
-        self.outer = nn.Linear(dim, dim)
+        self.inner = Linear(width, dim)
+        self.outer = Linear(dim, dim)
         for layer in (self.inner, self.outer):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)

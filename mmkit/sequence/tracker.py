@@ -64,59 +64,50 @@ class Tracker:
         assert new, "there are no new tokens"
         self._grow(self.needed(new))
         rows = list(dict.fromkeys(row for row, _, _ in new))
-        row_T = np.repeat([row for row, _, _ in new], [len(block) for _, block, _ in new])
-        end = self._length.copy()
-        committed = self._length.copy()
-        column = []
+        end, committed = self._length.copy(), self._length.copy()
         for row, block, commit in new:
             start, stop = int(end[row]), int(end[row]) + len(block)
             assert not commit or committed[row] == start, "tokens cannot be committed after uncommitted ones"
             self._rank[row, start:stop] = block.rank
             self._hidden[row, start:stop] = block.hidden
-            column.append(np.arange(start, stop))
             end[row] = stop
             committed[row] = stop if commit else committed[row]
-        column_T = np.concatenate(column)
-        plan = self._plan(rows, row_T, column_T, end[rows], torch.device(device))
+        plan = self._plan(np.array(rows), self._length[rows], end[rows], torch.device(device))
         self._length = committed
         return plan
 
-    def _plan(
-        self, rows: list[int], row_T: np.ndarray, column_T: np.ndarray, end_R: np.ndarray, device: torch.device
-    ) -> Rows:
-        place = np.zeros(len(self), np.int64)
-        place[rows] = np.arange(len(rows))
-        place_T = place[row_T]
-        start_R = np.full(len(rows), np.iinfo(np.int64).max)
-        np.minimum.at(start_R, place_T, column_T)
-        within_T = column_T - start_R[place_T]
-        count, columns = int(within_T.max()) + 1, int(end_R.max())
-        column_C = np.arange(columns)
+    def _plan(self, rows_R: np.ndarray, start_R: np.ndarray, end_R: np.ndarray, device: torch.device) -> Rows:
+        """The plan for new tokens in columns ``start .. end`` of these rows, row after row."""
+        count_R = end_R - start_R
+        count, columns = int(count_R.max()), int(end_R.max())
+        place_R = np.arange(len(rows_R))
+        place_T = np.repeat(place_R, count_R)
+        within_T = np.arange(len(place_T)) - np.repeat(count_R.cumsum() - count_R, count_R)
         query_Rn = np.minimum(start_R[:, None] + np.arange(count), end_R[:, None] - 1)
-        rank_RC = self._rank[rows, :columns]
-        row_R = np.arange(len(rows))[:, None]
-        key_doc_RC = np.where(column_C < end_R[:, None], row_R, PADDING)
+        rank_RC, place_R1 = self._rank[rows_R, :columns], place_R[:, None]
+        key_doc_RC = np.where(np.arange(columns) < end_R[:, None], place_R1, PADDING)
         mask_Rnm = visible(
-            row_R[:, :, None], rank_RC[row_R, query_Rn][:, :, None],
-            key_doc_RC[:, None], rank_RC[:, None], self._hidden[rows, :columns][:, None],
+            place_R1[:, :, None], rank_RC[place_R1, query_Rn][:, :, None],
+            key_doc_RC[:, None], rank_RC[:, None], self._hidden[rows_R, :columns][:, None],
         )  # fmt: skip
-        order_T = place_T * count + within_T
-        straight = len(order_T) == len(rows) * count and bool((order_T == np.arange(len(order_T))).all())
-        source_Rn = np.zeros(len(rows) * count, np.int64)
-        source_Rn[order_T] = np.arange(len(order_T))
+        order_T = source_Rn = None
+        if len(place_T) < len(rows_R) * count:
+            order_T = place_T * count + within_T
+            source_Rn = np.zeros((len(rows_R), count), np.int64)
+            source_Rn[place_T, within_T] = np.arange(len(order_T))
 
-        def tensor(x: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(x)).to(device)
+        def tensor(x: np.ndarray | None) -> torch.Tensor | None:
+            return None if x is None else torch.from_numpy(x).to(device)
 
         return Rows(
-            row_T=tensor(row_T),
-            column_T=tensor(column_T),
-            rows=len(rows),
+            row_T=tensor(rows_R[place_T]),
+            column_T=tensor(start_R[place_T] + within_T),
+            rows=len(rows_R),
             columns=columns,
-            rows_R=None if rows == list(range(len(rows))) else tensor(np.array(rows)),
+            rows_R=None if np.array_equal(rows_R, place_R) else tensor(rows_R),
             end_R=tensor(end_R.astype(np.int32)),
-            query_Rn=None if straight else tensor(source_Rn.reshape(len(rows), count)),
-            order_T=None if straight else tensor(order_T),
+            query_Rn=tensor(source_Rn),
+            order_T=tensor(order_T),
             mask_Rnm=None if mask_Rnm.all() else tensor(mask_Rnm),
         )
 

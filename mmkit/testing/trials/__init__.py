@@ -6,6 +6,7 @@ from mmkit.testing.trials.attention import attention
 from mmkit.testing.trials.cross_entropy import cross_entropy
 from mmkit.testing.trials.decode import decode
 from mmkit.testing.trials.experts import experts, grouped_linear
+from mmkit.testing.trials.linear import linear
 from mmkit.testing.trials.nearest_code import nearest_code
 from mmkit.testing.trials.norm import norm
 from mmkit.testing.trials.rope import rope
@@ -20,6 +21,7 @@ TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "decode": decode,
     "experts": experts,
     "grouped_linear": grouped_linear,
+    "linear": linear,
     "nearest_code": nearest_code,
     "norm": norm,
     "rope": rope,
