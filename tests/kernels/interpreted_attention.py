@@ -76,7 +76,10 @@ def compiled(seen: Visibility) -> dict[str, bool]:
 
 def checked(seen: Visibility) -> dict[str, str]:
     """What torch's own check of operators says: of schema, autograd, fake tensors and tracing."""
-    plan, (q, k, v) = interval_plan(seen, seen, torch.device("cpu")), inputs((len(seen),) * 2, (2, 1, 64), torch.float32)
+    plan, (q, k, v) = (
+        interval_plan(seen, seen, torch.device("cpu")),
+        inputs((len(seen),) * 2, (2, 1, 64), torch.float32),
+    )
     bounds, lists = vectors(plan)
     forward = torch.library.opcheck(torch.ops.mmkit.interval_attention.default, (q, k, v, bounds, lists, 0.1))
     given = [x.detach() for x in (q, k, v)]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmkit.contracts.positions import Positions
 from mmkit.errors import ContractError
+from mmkit.kernels.rope import rope
 from mmkit.nn.rotary import Rotary
 from mmkit.sequence.positions import Axial, MRope, Rope
 
@@ -82,7 +83,7 @@ def turn(positions: Positions, place_TA: np.ndarray, q_TNH: torch.Tensor) -> tor
     """What the rotary layer makes of heads at these places."""
     made = Rotary(positions, q_TNH.shape[-1])(torch.from_numpy(place_TA))
     assert made is not None
-    return made(q_TNH)
+    return rope(q_TNH, q_TNH, made.cos_T1F, made.sin_T1F)[0]
 
 
 def test_rope_turns_as_llama_does() -> None:
