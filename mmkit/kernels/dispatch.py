@@ -1,8 +1,8 @@
 """Which implementation of an op runs: chosen in one place, said once, and never exchanged for another in silence.
 
 An implementation is a function marked with `kernel`, which says where it runs, and registered through the hook
-`mmkit_kernels`. The environment variable `MMKIT_KERNELS` names some (``attention=dense,nearest_code=reference``); for the
-other ops the recipe's section ``kernels:`` does (`using`); for the rest the op chooses among mmkit's own.
+`mmkit_kernels`. The environment variable `MMKIT_KERNELS` names some (``attention=dense,nearest_code=reference``, or
+``all=triton``); for the other ops the recipe's section ``kernels:`` does (`using`); for the rest the op chooses among mmkit's own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from torch import Tensor
 
 from mmkit import ops, registry
 from mmkit.errors import ContractError, PluginError
-from mmkit.registry import AUTO
+from mmkit.registry import AUTO, OPS
 
 VARIABLE = "MMKIT_KERNELS"
 """The environment variable that names implementations to use everywhere."""
+EVERY = "all"
+"""In it, in place of an op: every op that has an implementation of the name, other entries excepted."""
 
 log = logging.getLogger(__name__)
 Choices = tuple[tuple[str, str], ...]
@@ -209,6 +211,12 @@ def _parsed(text: str) -> dict[str, str]:
             fact = f"{op!r} is written twice" if name else f"{item!r} names no implementation"
             raise ContractError(VARIABLE, fact, "write `op=implementation`, with commas between them")
         chosen[op] = name
+    every = chosen.pop(EVERY, None)
+    if every is not None:
+        having = {op: every for op in OPS if every in ops.names(registry.load(), op)}
+        if not having:
+            raise PluginError(VARIABLE, f"no op has an implementation {every!r}", "`mmkit list kernel` names them all")
+        chosen = {**having, **chosen}
     for op, name in chosen.items():
         try:
             ops.check(registry.load(), op, name)

@@ -19,7 +19,7 @@ from mmkit.kernels import dispatch
 from mmkit.kernels.dispatch import Limits, Site, choose, kernel, using
 from mmkit.kernels.vq import nearest_code
 from mmkit.model import UnifiedModel
-from mmkit.registry import Entry, Registry
+from mmkit.registry import OPS, Entry, Registry
 from mmkit.train import train
 
 CPU = Site("cpu", torch.float32)
@@ -144,12 +144,22 @@ def test_a_kernel_must_say_where_it_runs() -> None:
         ("dense", r"^MMKIT_KERNELS: 'dense' names no implementation\. write `op=implementation`"),
         ("attention=", r"^MMKIT_KERNELS: 'attention=' names no implementation"),
         ("attention=dense,attention=flex", r"^MMKIT_KERNELS: 'attention' is written twice"),
+        ("all=tritn", r"^MMKIT_KERNELS: no op has an implementation 'tritn'\. `mmkit list kernel`"),
+        ("all=triton", r"^MMKIT_KERNELS=all=triton: the kernel '\w+' of \w+ runs on cuda, and this is cpu"),
     ],
 )
 def test_the_environment_is_read_strictly(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, text)
     with pytest.raises((ContractError, PluginError), match=message):
         nearest_code(torch.randn(5, 3), torch.randn(4, 3))  # a mistake about any op is one wherever an op runs
+
+
+def test_all_names_the_implementations_of_every_op_but_those_named_by_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, "nearest_code=chunked,all=reference")
+    found = {op: dispatch.choose(op, Site("cpu"), "none", "none").name for op in OPS}
+    assert found == {op: "chunked" if op == "nearest_code" else "reference" for op in OPS}
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
