@@ -92,7 +92,7 @@ class Ragged(Router):
         top_k(score="sigmoid", scale=2.5),
         Spec(Entry(Ragged), Ragged.Config()),
         Spec(Entry(ExpertChoice), ExpertChoice.Config()),
-    ],  # fmt: skip
+    ],
 )
 def test_sorted_products_equal_a_loop_over_assignments(spec: Spec, activation: str) -> None:
     pool = drawn(spec, sizes=ExpertSizes(8, 12, activation))

@@ -85,7 +85,7 @@ def choose(
     NORMALIZE: tl.constexpr, BIASED: tl.constexpr, SHARES: tl.constexpr, SQUARES: tl.constexpr,
     G: tl.constexpr, N: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """`steps` tiles of tokens: ``experts`` and ``weights [T, K]``; a row of ``counts`` and ``shares [P, E]``, one of ``squares``."""
+    """`steps` tiles of tokens: ``experts`` and ``weights [T, K]``; a row of ``counts`` and ``shares [P, E]``, and ``squares``."""
     SIZE: tl.constexpr = E // GROUPS
     program = tl.program_id(0)
     col_E = tl.arange(0, G * N)
