@@ -227,7 +227,7 @@ def backward(
         else:
             grad_TE += share_E[None, :]
     if SIGMOID:
-        grad_TE = grad_TE * score_TE * (1.0 - score_TE)
+        grad_TE = grad_TE * score_TE * tl.sigmoid(-x_TE)
     else:
         grad_TE = score_TE * (grad_TE - tl.sum(grad_TE * score_TE, 1)[:, None])
     if SQUARES:
