@@ -106,17 +106,18 @@ class TopK(Router):
     def forward(self, logits_TE: Tensor) -> Choice:
         """k assignments for each token, tokens in order."""
         chosen = route(logits_TE, self.bias_E, self.scheme)
+        load_E = chosen.count_E.float()
         token_T = torch.arange(len(logits_TE), device=logits_TE.device)
         return Choice(
             token_T.repeat_interleave(self.config.k), chosen.expert_Tk.flatten(), chosen.weight_Tk.flatten(),
-            self._losses(chosen, len(logits_TE)), chosen.order_A, chosen.count_E.float(),
+            self._losses(chosen, load_E, len(logits_TE)), chosen.order_A, load_E,
         )  # fmt: skip
 
-    def _losses(self, chosen: Routed, tokens: int) -> dict[str, Tensor]:
-        losses, tokens, experts = {}, max(1, tokens), len(chosen.count_E)
+    def _losses(self, chosen: Routed, load_E: Tensor, tokens: int) -> dict[str, Tensor]:
+        losses, tokens = {}, max(1, tokens)
         if chosen.share_E is not None:
-            load_E = chosen.count_E.float() / tokens
-            losses["balance"] = self.config.balance_weight * experts * (load_E @ chosen.share_E) / tokens
+            share = load_E / tokens @ chosen.share_E
+            losses["balance"] = self.config.balance_weight * len(load_E) * share / tokens
         if chosen.square is not None:
             losses["router_z"] = self.config.z_loss * chosen.square / tokens
         return losses

@@ -46,7 +46,7 @@ def _by_the_mask_alone(case: BackboneCase) -> None:
 
 @check("backbone", each=False)
 def what_it_declares_is_there(case: BackboneCase) -> None:
-    """The constructor sets `dim` and `positions`, and says whether it modulates, crosses, routes and looks ahead."""
+    """The constructor sets `dim` and `positions`, and says by truth values whether it modulates, crosses, routes, looks ahead."""
     part = case.part
     demand(isinstance(part.dim, int) and part.dim > 0, "dim", f"it is {part.dim!r}")
     demand(isinstance(part.positions, Positions), "positions", f"they are {type(part.positions).__name__}")

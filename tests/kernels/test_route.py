@@ -124,8 +124,8 @@ def test_it_is_compiled_in_one_graph(name: str) -> None:
 
 def test_triton_is_refused_where_it_does_not_run() -> None:
     with (
-        using({"route": "fused"}),
-        pytest.raises(ContractError, match="'fused' of route runs on cuda, and this is cpu"),
+        using({"route": "triton"}),
+        pytest.raises(ContractError, match="'triton' of route runs on cuda, and this is cpu"),
     ):
         route(torch.randn(3, 4), None, Scheme(2))
 

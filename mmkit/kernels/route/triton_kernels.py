@@ -85,7 +85,7 @@ def choose(
     NORMALIZE: tl.constexpr, BIASED: tl.constexpr, SHARES: tl.constexpr, SQUARES: tl.constexpr,
     G: tl.constexpr, N: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """`steps` tiles of tokens: ``experts`` and ``weights [T, K]``; rows of ``counts`` and ``shares [P, E]`` and ``squares``."""
+    """`steps` tiles of tokens: ``experts`` and ``weights [T, K]``; a row of ``counts`` and ``shares [P, E]``, and ``squares``."""
     SIZE: tl.constexpr = E // GROUPS
     program = tl.program_id(0)
     col_E = tl.arange(0, G * N)
@@ -227,7 +227,7 @@ def backward(
         else:
             grad_TE += share_E[None, :]
     if SIGMOID:
-        grad_TE = grad_TE * score_TE * (1.0 - score_TE)
+        grad_TE = grad_TE * score_TE * tl.sigmoid(-x_TE)
     else:
         grad_TE = score_TE * (grad_TE - tl.sum(grad_TE * score_TE, 1)[:, None])
     if SQUARES:
