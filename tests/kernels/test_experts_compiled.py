@@ -14,9 +14,9 @@ from mmkit.kernels.experts import triton_kernels as kernels
 from mmkit.kernels.experts.triton import TABLE, Tile
 from mmkit.kernels.triton_launch import configuration
 
-TYPES = {name: "i32" for name in ("COUNT", "A")} | {"token": "*i32", "tiles": "*i32", "start": "*i32"}
+TYPES = dict.fromkeys(("COUNT", "A"), "i32") | {"token": "*i32", "tiles": "*i32", "start": "*i32"}
 TYPES |= {"scale": "*fp32", "dscale": "*fp32"}
-TYPES |= {name: "*bf16" for name in ("x", "inner", "out", "grad", "dinner", "scaled", "left", "right")}
+TYPES |= dict.fromkeys(("x", "inner", "out", "grad", "dinner", "scaled", "left", "right"), "*bf16")
 DIM, HIDDEN = 2048, 768
 MIXTURE = {"CURVE": "silu", "GATED": True, "W": HIDDEN, "K": DIM}
 
@@ -43,12 +43,19 @@ def experts(name: str, arch: int, rows: int) -> Code:
         del fixed["TMA"]
         fixed |= {"TILE_M": tiles.matrices[0], "GATHER": "right", "N": 2 * HIDDEN, "K": DIM}
     if arch < 90:
-        types |= {name: "*bf16" for name in ("x", "weight", "down")}
+        types |= dict.fromkeys(("x", "weight", "down"), "*bf16")
     kernel = kernels.inner_grad if name == "inner" else getattr(kernels, name)
     return compiled(kernel, arch, types, fixed, warps=tile.warps, stages=tile.stages)
 
 
-MAIN = [("up", 90, 128), ("rows", 90, 128), ("inner", 90, 128), ("matrices", 90, 128), ("up", 80, 128), ("up", 100, 128)]
+MAIN = [
+    ("up", 90, 128),
+    ("rows", 90, 128),
+    ("inner", 90, 128),
+    ("matrices", 90, 128),
+    ("up", 80, 128),
+    ("up", 100, 128),
+]
 REST = [
     (name, arch, rows)
     for arch in (80, 90, 100)

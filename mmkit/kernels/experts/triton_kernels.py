@@ -278,10 +278,14 @@ def matrices(
         left_M = from_M if GATHER == "left" else row_M
         right_M = from_M if GATHER == "right" else row_M
         left_MN = tl.load(
-            left + left_M.to(tl.int64)[:, None] * N + col_N[None, :], mask=real_M[:, None] & (col_N < N)[None, :], other=0.0
+            left + left_M.to(tl.int64)[:, None] * N + col_N[None, :],
+            mask=real_M[:, None] & (col_N < N)[None, :],
+            other=0.0,
         )
         right_MK = tl.load(
-            right + right_M.to(tl.int64)[:, None] * K + col_K[None, :], mask=real_M[:, None] & (col_K < K)[None, :], other=0.0
+            right + right_M.to(tl.int64)[:, None] * K + col_K[None, :],
+            mask=real_M[:, None] & (col_K < K)[None, :],
+            other=0.0,
         )
         acc_NK = tl.dot(left_MN.T, right_MK, acc_NK)
     place_NK = out + expert.to(tl.int64) * N * K + col_N[:, None] * K + col_K[None, :]
