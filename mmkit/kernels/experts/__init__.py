@@ -30,12 +30,17 @@ def experts(
 
     Sums over experts are in the precision of `weight_A`, float32 as a rule. Differentiable in `x`, `up`, `down` and `weight`.
     Under autocast all but the weights are cast. Chosen is `grouped`, torch's grouped product, where it takes the device, dtype
-    and widths, else the plain `reference`. The Triton kernels (``experts=triton``; gathering, activation and weights are part
-    of the products, deterministic) have not been timed on a GPU, and run only where they are named.
+    and widths, else the plain `reference`; that one, too, on a CPU without gradients for fewer assignments than experts. The
+    Triton kernels (``experts=triton``: gathering, activation and weights are part of the products; the same bits every time)
+    have not been timed on a GPU, and run only where they are named.
     """
     x_TD, up_EPD, down_EDM = _cast(x_TD, up_EPD, down_EDM)
-    own = _own(x_TD.device, x_TD.dtype, *up_EPD.shape[1:], down_EDM.shape[2])
-    run = choose_for("experts", own, _REASONS[own], x_TD, up_EPD, down_EDM, weight_A)
+    if len(token_A) < len(up_EPD) and _reads_loads(x_TD):
+        own, reason = "reference", "it touches the matrices of the few experts that are read, and no others"
+    else:
+        own = _own(x_TD.device, x_TD.dtype, *up_EPD.shape[1:], down_EDM.shape[2])
+        reason = _REASONS[own]
+    run = choose_for("experts", own, reason, x_TD, up_EPD, down_EDM, weight_A)
     return run(x_TD, up_EPD, down_EDM, token_A, weight_A, load_E, activation)
 
 
@@ -57,6 +62,11 @@ def _cast(*factors: Tensor) -> tuple[Tensor, ...]:
         dtype = torch.get_autocast_dtype(device)
         return tuple(x.to(dtype) for x in factors)
     return factors
+
+
+def _reads_loads(x: Tensor) -> bool:
+    """Whether reading the loads in Python costs little: no gradient is wanted, no device is waited for, no graph broken."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _own(device: torch.device, dtype: torch.dtype, *widths: int) -> str:

@@ -18,9 +18,14 @@ from mmkit.kernels.dispatch import kernel
 def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
     """One product for each group that has rows. Where there is none at all, all of them, so that every rank of a sharded run
     uses the weights."""
-    # `unbind`, not indexing: its backward pass writes the gradient of the stack once, not once for every group.
-    parts = zip(x_AD.split(load_G.int().tolist()), weight_GND.unbind(), strict=True)
-    return torch.cat([F.linear(x, weight) for x, weight in parts if len(x) or not len(x_AD)])
+    counts = load_G.int().tolist()
+    groups = [group for group, count in enumerate(counts) if count] or range(len(counts))
+    # The backward pass of `unbind` writes the gradient of the stack once, that of indexing once for every group. Without one,
+    # only the matrices that are used are touched.
+    wants_gradient = torch.is_grad_enabled() and weight_GND.requires_grad
+    matrices = weight_GND.unbind() if wants_gradient else weight_GND
+    rows = x_AD.split([counts[group] for group in groups])
+    return torch.cat([F.linear(x, matrices[group]) for x, group in zip(rows, groups, strict=True)])
 
 
 @kernel()

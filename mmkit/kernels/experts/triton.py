@@ -65,6 +65,7 @@ TABLE: dict[tuple[int, int], Tiles] = {
 }
 ROWS = (16, 64, 128)
 INTERPRETED = Tiles(Tile(64, 64, 1, 1), Tile(64, 64, 1, 1), Tile(64, 64, 1, 1), (64, Tile(64, 64, 1, 1)))
+INTERPRETED_ROWS = 64
 """The interpreter runs a tile at a time in numpy: few large ones."""
 
 
@@ -85,6 +86,7 @@ def experts(
     x_TD: Tensor, up_EPD: Tensor, down_EDM: Tensor, token_A: Tensor, weight_A: Tensor, load_E: Tensor, activation: str
 ) -> Tensor:
     """See `mmkit.kernels.experts.experts`. Raises `ContractError` where the kernels do not run."""
+    token_A = token_A.int()
     order_A, start_T = _by_token(token_A, len(x_TD))
     factors = (x_TD, up_EPD, down_EDM, weight_A)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in factors)
@@ -104,7 +106,7 @@ def _check(op: str, x: Tensor, *widths: int) -> None:
 
 def _by_token(token_A: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Each token's assignments in their order, token by token, and where those of every token begin, ``[T + 1]``."""
-    sorted_A, order_A = torch.sort(token_A.int(), stable=True)
+    sorted_A, order_A = torch.sort(token_A, stable=True)
     each_T = torch.arange(tokens + 1, dtype=torch.int32, device=token_A.device)
     return order_A.int(), torch.searchsorted(sorted_A, each_T).int()
 
@@ -124,12 +126,10 @@ def _experts(
     if not count:
         return torch.zeros_like(x), inner
     cut, use = _cut(x, load, count)
-    m, gated = cut.rows, inside != hidden
-    between = _empty(x, count, hidden)
-    tile = use.up
+    between, tile = _empty(x, count, hidden), use.up
     kernels.up[(cut.programs(hidden, tile),)](
-        x, token, _matrix(up, tile.n, tile.k), cut.tiles, inner, between, cut.count, hidden, dim,
-        curve, gated, keep, dim % tile.k == 0, m, tile.n, tile.k, **options(tile.warps, tile.stages),
+        x, token, cut.matrix(up, tile.n, tile.k), cut.tiles, inner, between, cut.count, hidden, dim,
+        curve, inside != hidden, keep, cut.tma, cut.rows, tile.n, tile.k, **options(tile.warps, tile.stages),
     )  # fmt: skip
     return _combined(_rows(between, down, cut, use.rows, False, weight), order, start, len(x)), inner
 
@@ -155,8 +155,8 @@ def _experts_backward(
     dinner, scaled = torch.empty_like(inner), _empty(x, count, hidden)
     part = torch.empty((triton.cdiv(hidden, tile.n), count), dtype=torch.float32, device=x.device)
     kernels.inner_grad[(cut.programs(hidden, tile),)](
-        grad, token, _matrix(down, tile.k, tile.n), weight, inner, cut.tiles, dinner, scaled, part, cut.count, count,
-        hidden, dim, curve, inside != hidden, dim % tile.k == 0, cut.rows, tile.n, tile.k,
+        grad, token, cut.matrix(down, tile.k, tile.n), weight, inner, cut.tiles, dinner, scaled, part, cut.count, count,
+        hidden, dim, curve, inside != hidden, cut.tma, cut.rows, tile.n, tile.k,
         **options(tile.warps, tile.stages),
     )  # fmt: skip
     dx = _combined(_rows(dinner, up, cut, use.rows, True), order, start, len(x))
@@ -234,19 +234,28 @@ class Cut:
     count: int
     tiles: Tensor
     start: Tensor
+    tma: bool
 
     def programs(self, width: int, tile: Tile) -> int:
         """Of a kernel that computes rows of so many columns."""
         return self.count * triton.cdiv(width, tile.n)
 
+    def matrix(self, x: Tensor, *block: int) -> Tensor | TensorDescriptor:
+        """A matrix, or a stack of them below one another, read by blocks; where there is no TMA, by plain pointers."""
+        if not self.tma:
+            return x
+        flat = x.flatten(0, -2)
+        return TensorDescriptor(flat, [*flat.shape], [flat.shape[1], 1], [*block])
+
 
 def _cut(x: Tensor, load: Tensor, count: int) -> tuple[Cut, Tiles]:
-    experts, use = len(load), INTERPRETED
-    rows = tile_rows(count, experts)
+    experts, rows, use, tma = len(load), INTERPRETED_ROWS, INTERPRETED, True
     if x.device.type == "cuda":
+        rows = tile_rows(count, experts)
         use = configuration(TABLE, architecture(x), rows)
-    # At most one tile of every expert is not full.
-    cut = Cut(rows, count // rows + experts, *(load.new_empty(s) for s in ((3, count // rows + experts), experts + 1)))
+        tma = architecture(x) >= 90
+    most = count // rows + experts  # of every expert at most one tile is not full
+    cut = Cut(rows, most, load.new_empty((3, most)), load.new_empty(experts + 1), tma)
     kernels.tile_map[(triton.cdiv(cut.count, BLOCK),)](
         load, cut.tiles, cut.start, cut.count, experts, rows, triton.next_power_of_2(experts), BLOCK, **options(4, 1)
     )
@@ -259,9 +268,9 @@ def _rows(x: Tensor, weight: Tensor, cut: Cut, tile: Tile, across: bool, scale: 
     out = _empty(x, len(x), wide)
     block = (tile.k, tile.n) if across else (tile.n, tile.k)
     kernels.rows[(cut.programs(wide, tile),)](
-        TensorDescriptor(x, [*x.shape], [x.shape[1], 1], [cut.rows, tile.k]), _matrix(weight, *block),
+        cut.matrix(x, cut.rows, tile.k), cut.matrix(weight, *block),
         x if scale is None else scale, cut.tiles, out, cut.count, wide, deep,
-        scale is not None, across, deep % tile.k == 0, cut.rows, tile.n, tile.k, **options(tile.warps, tile.stages),
+        scale is not None, across, cut.tma, cut.rows, tile.n, tile.k, **options(tile.warps, tile.stages),
     )  # fmt: skip
     return out
 
@@ -285,12 +294,6 @@ def _matrices(left: Tensor, right: Tensor, like: Tensor, token: Tensor, cut: Cut
         left, right, token, cut.start, out, wide, deep, gather, step, tile.n, tile.k, **options(tile.warps, tile.stages)
     )
     return out
-
-
-def _matrix(weight: Tensor, *block: int) -> TensorDescriptor:
-    """A stack of matrices below one another."""
-    flat = weight.flatten(0, 1)
-    return TensorDescriptor(flat, [*flat.shape], [flat.shape[1], 1], [*block])
 
 
 def _empty(like: Tensor, rows: int, columns: int) -> Tensor:

@@ -3,7 +3,7 @@
 `tile_map` cuts the rows of every expert into tiles on the device, so that nothing waits for the loads; the grid is as large as
 it may have to be, and programs without a tile end at once. Gathering, activations and weights are part of the products. Each sum
 is one program's own, in a fixed order: no atomics. Matrices come as descriptors of ``[experts * rows, columns]``, by TMA where
-there is any, gathered rows by pointers.
+there is any, gathered rows by pointers. Widths are constants: what is known to be of whole 16 bytes is read in such pieces.
 
 Shape suffixes: M rows of a tile, N columns of a tile, K what is summed over, B tiles of a program, E experts.
 In names of arguments: A assignments, D width, P rows of the first matrix, W width inside.
@@ -77,7 +77,7 @@ def _curve(x, CURVE: tl.constexpr):
 
 
 @triton.jit
-def _tile(tiles, COUNT, WIDTH, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
+def _tile(tiles, COUNT, WIDTH: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
     """A program's expert, rows and first column. Programs side by side share rows, then the expert's matrix."""
     columns = tl.cdiv(WIDTH, TILE_N)
     tile = tl.program_id(0) // columns
@@ -87,45 +87,67 @@ def _tile(tiles, COUNT, WIDTH, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
 
 
 @triton.jit
-def _read(x, from_M, k, K, EVEN: tl.constexpr, TILE_K: tl.constexpr):
+def _read(x, from_M, k, K: tl.constexpr, TILE_K: tl.constexpr):
     """Columns of some rows of a matrix of K columns."""
     col_K = k + tl.arange(0, TILE_K)
     where_MK = x + from_M.to(tl.int64)[:, None] * K + col_K[None, :]
-    if EVEN:
-        return tl.load(where_MK)
-    return tl.load(where_MK, mask=(col_K < K)[None, :], other=0.0)
+    if K % TILE_K == 0:
+        x_MK = tl.load(where_MK)
+    else:
+        x_MK = tl.load(where_MK, mask=(col_K < K)[None, :], other=0.0)
+    return x_MK
 
 
 @triton.jit
-def _columns(weight, first, n, k, K, EVEN: tl.constexpr, ACROSS: tl.constexpr, TILE_K: tl.constexpr):
-    """A tile ``[K, N]`` of one expert's matrix, which lies there as ``[N, K]`` or, `ACROSS`, as ``[K, N]``."""
-    if not ACROSS:
-        return weight.load([first + n, k]).T
-    w_KN = weight.load([first + k, n])
-    # Past the end stands the matrix of the next expert.
-    return w_KN if EVEN else tl.where((k + tl.arange(0, TILE_K) < K)[:, None], w_KN, 0.0)
+def _columns(
+    weight, first, n, k, N: tl.constexpr, K: tl.constexpr, ACROSS: tl.constexpr, TMA: tl.constexpr,
+    TILE_N: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    """A tile ``[K, N]`` of a matrix whose rows begin at `first`, and which lies there as ``[N, K]`` or, `ACROSS`, ``[K, N]``."""
+    col_N = n + tl.arange(0, TILE_N)
+    col_K = k + tl.arange(0, TILE_K)
+    if TMA:
+        if ACROSS:
+            w_KN = weight.load([first + k, n])
+            if K % TILE_K != 0:
+                # Past the end stands the matrix of the next expert.
+                w_KN = tl.where((col_K < K)[:, None], w_KN, 0.0)
+        else:
+            w_KN = weight.load([first + n, k]).T
+    else:
+        if ACROSS:
+            where_KN = weight + (first + col_K).to(tl.int64)[:, None] * N + col_N[None, :]
+        else:
+            where_KN = weight + (first + col_N).to(tl.int64)[None, :] * K + col_K[:, None]
+        if K % TILE_K == 0 and N % TILE_N == 0:
+            w_KN = tl.load(where_KN)
+        else:
+            w_KN = tl.load(where_KN, mask=(col_K < K)[:, None] & (col_N < N)[None, :], other=0.0)
+    return w_KN
 
 
 @triton.jit
 def up(
-    x, token, weight, tiles, inner, out, COUNT, W, K,
-    CURVE: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr,
+    x, token, weight, tiles, inner, out, COUNT, W: tl.constexpr, K: tl.constexpr,
+    CURVE: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, TMA: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of what stands between the matrices: ``out [A, W]`` and, with `KEEP`, ``inner [A, P]`` before the activation."""
     expert, row_M, real_M, n = _tile(tiles, COUNT, W, TILE_M, TILE_N)
     if expert < 0:
         return
-    P = 2 * W if GATED else W
+    P: tl.constexpr = 2 * W if GATED else W
     # Rows past the end are computed of the first token, and stored nowhere.
     from_M = tl.load(token + row_M, mask=real_M, other=0)
     acc_MN = tl.zeros([TILE_M, TILE_N], tl.float32)
     value_MN = tl.zeros([TILE_M, TILE_N], tl.float32)
     for k in range(0, K, TILE_K):
-        x_MK = _read(x, from_M, k, K, EVEN, TILE_K)
-        acc_MN = tl.dot(x_MK, weight.load([expert * P + n, k]).T, acc_MN)
+        x_MK = _read(x, from_M, k, K, TILE_K)
+        w_KN = _columns(weight, expert * P, n, k, W, K, False, TMA, TILE_N, TILE_K)
+        acc_MN = tl.dot(x_MK, w_KN, acc_MN)
         if GATED:
-            value_MN = tl.dot(x_MK, weight.load([expert * P + W + n, k]).T, value_MN)
+            w_KN = _columns(weight, expert * P + W, n, k, W, K, False, TMA, TILE_N, TILE_K)
+            value_MN = tl.dot(x_MK, w_KN, value_MN)
     col_N = n + tl.arange(0, TILE_N)
     stored_MN = real_M[:, None] & (col_N < W)[None, :]
     wide_M = row_M.to(tl.int64)[:, None]
@@ -142,8 +164,8 @@ def up(
 
 @triton.jit
 def rows(
-    x, weight, scale, tiles, out, COUNT, N, K,
-    SCALED: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
+    x, weight, scale, tiles, out, COUNT, N: tl.constexpr, K: tl.constexpr,
+    SCALED: tl.constexpr, ACROSS: tl.constexpr, TMA: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of ``out [A, N]``: rows of ``x [A, K]`` times their expert's matrix, and times `scale` of each row if `SCALED`."""
@@ -153,8 +175,13 @@ def rows(
     first_row = tl.load(tiles + COUNT + tl.program_id(0) // tl.cdiv(N, TILE_N))
     first = expert * (K if ACROSS else N)
     acc_MN = tl.zeros([TILE_M, TILE_N], tl.float32)
+    from_M = tl.where(real_M, row_M, 0)
     for k in range(0, K, TILE_K):
-        acc_MN = tl.dot(x.load([first_row, k]), _columns(weight, first, n, k, K, EVEN, ACROSS, TILE_K), acc_MN)
+        if TMA:
+            x_MK = x.load([first_row, k])
+        else:
+            x_MK = _read(x, from_M, k, K, TILE_K)
+        acc_MN = tl.dot(x_MK, _columns(weight, first, n, k, N, K, ACROSS, TMA, TILE_N, TILE_K), acc_MN)
     if SCALED:
         acc_MN = acc_MN * tl.load(scale + row_M, mask=real_M, other=0.0).to(tl.float32)[:, None]
     col_N = n + tl.arange(0, TILE_N)
@@ -163,7 +190,7 @@ def rows(
 
 
 @triton.jit
-def combine(z, order, start, out, D, BLOCK: tl.constexpr):
+def combine(z, order, start, out, D: tl.constexpr, BLOCK: tl.constexpr):
     """``out [T, D]``: the sum of each token's rows of ``z [A, D]``, which `order` lists token by token."""
     token = tl.program_id(0)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -175,9 +202,33 @@ def combine(z, order, start, out, D, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _inner_part(
+    acc_MN, n, row_M, real_M, scale_M, inner, dinner, scaled,
+    W: tl.constexpr, CURVE: tl.constexpr, GATED: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Stores what `inner_grad` gives for some columns; returns the sums of this part of the gradient of the weights."""
+    P: tl.constexpr = 2 * W if GATED else W
+    col_N = n + tl.arange(0, PART)
+    stored_MN = real_M[:, None] & (col_N < W)[None, :]
+    wide_M = row_M.to(tl.int64)[:, None]
+    place_MN = wide_M * P + col_N[None, :]
+    y_MN, slope_MN = _curve(tl.load(inner + place_MN, mask=stored_MN, other=0.0).to(tl.float32), CURVE)
+    scaled_MN = acc_MN * scale_M[:, None]
+    if GATED:
+        value_MN = tl.load(inner + place_MN + W, mask=stored_MN, other=0.0).to(tl.float32)
+        tl.store(dinner + place_MN + W, (scaled_MN * y_MN).to(dinner.dtype.element_ty), mask=stored_MN)
+        slope_MN = slope_MN * value_MN
+        y_MN = y_MN * value_MN
+    tl.store(dinner + place_MN, (scaled_MN * slope_MN).to(dinner.dtype.element_ty), mask=stored_MN)
+    out_MN = (y_MN * scale_M[:, None]).to(scaled.dtype.element_ty)
+    tl.store(scaled + wide_M * W + col_N[None, :], out_MN, mask=stored_MN)
+    return tl.sum(tl.where(stored_MN, acc_MN * y_MN, 0.0), 1)
+
+
+@triton.jit
 def inner_grad(
-    grad, token, down, scale, inner, tiles, dinner, scaled, dscale, COUNT, A, W, K,
-    CURVE: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr,
+    grad, token, down, scale, inner, tiles, dinner, scaled, dscale, COUNT, A, W: tl.constexpr, K: tl.constexpr,
+    CURVE: tl.constexpr, GATED: tl.constexpr, TMA: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of what the gradient ``[T, K]`` of the output says of what stands between the matrices.
@@ -188,34 +239,23 @@ def inner_grad(
     expert, row_M, real_M, n = _tile(tiles, COUNT, W, TILE_M, TILE_N)
     if expert < 0:
         return
-    P = 2 * W if GATED else W
     from_M = tl.load(token + row_M, mask=real_M, other=0)
     acc_MN = tl.zeros([TILE_M, TILE_N], tl.float32)
     for k in range(0, K, TILE_K):
-        w_KN = _columns(down, expert * K, n, k, K, EVEN, True, TILE_K)
-        acc_MN = tl.dot(_read(grad, from_M, k, K, EVEN, TILE_K), w_KN, acc_MN)
-    col_N = n + tl.arange(0, TILE_N)
-    stored_MN = real_M[:, None] & (col_N < W)[None, :]
-    wide_M = row_M.to(tl.int64)[:, None]
+        w_KN = _columns(down, expert * K, n, k, W, K, True, TMA, TILE_N, TILE_K)
+        acc_MN = tl.dot(_read(grad, from_M, k, K, TILE_K), w_KN, acc_MN)
     scale_M = tl.load(scale + row_M, mask=real_M, other=0.0).to(tl.float32)
-    place_MN = wide_M * P + col_N[None, :]
-    y_MN, slope_MN = _curve(tl.load(inner + place_MN, mask=stored_MN, other=0.0).to(tl.float32), CURVE)
-    scaled_MN = acc_MN * scale_M[:, None]
-    if GATED:
-        value_MN = tl.load(inner + place_MN + W, mask=stored_MN, other=0.0).to(tl.float32)
-        tl.store(dinner + place_MN + W, (scaled_MN * y_MN).to(dinner.dtype.element_ty), mask=stored_MN)
-        slope_MN = slope_MN * value_MN
-        y_MN = y_MN * value_MN
-    tl.store(dinner + place_MN, (scaled_MN * slope_MN).to(dinner.dtype.element_ty), mask=stored_MN)
-    part_M = tl.sum(tl.where(stored_MN, acc_MN * y_MN, 0.0), 1)
+    # In halves, for which there are registers.
+    HALF: tl.constexpr = TILE_N // 2
+    low_MN, high_MN = tl.split(tl.permute(tl.reshape(acc_MN, [TILE_M, 2, HALF]), [0, 2, 1]))
+    part_M = _inner_part(low_MN, n, row_M, real_M, scale_M, inner, dinner, scaled, W, CURVE, GATED, HALF)
+    part_M += _inner_part(high_MN, n + HALF, row_M, real_M, scale_M, inner, dinner, scaled, W, CURVE, GATED, HALF)
     tl.store(dscale + (n // TILE_N).to(tl.int64) * A + row_M, part_M, mask=real_M)
-    out_MN = (y_MN * scale_M[:, None]).to(scaled.dtype.element_ty)
-    tl.store(scaled + wide_M * W + col_N[None, :], out_MN, mask=stored_MN)
 
 
 @triton.jit
 def matrices(
-    left, right, token, start, out, N, K, GATHER: tl.constexpr,
+    left, right, token, start, out, N: tl.constexpr, K: tl.constexpr, GATHER: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of ``out [E, N, K]``: the products of an expert's rows of ``left [A, N]`` and ``right [A, K]``, summed in order.
