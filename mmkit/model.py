@@ -137,8 +137,9 @@ class UnifiedModel(nn.Module):
     def keep(self, dtype: torch.dtype | str) -> UnifiedModel:
         """Keep what reads and writes tokens (connectors, backbone, heads and marks) in a dtype, to generate with.
 
-        Encoders and tokenizers stay in float32, so that contents become what they became in training. Raises `ContractError`
-        on a dtype that is not one of `DTYPES`.
+        Encoders and tokenizers stay in float32, so that contents become what they became in training. On a CPU that does not
+        multiply the dtype, `mmkit.kernels.linear` keeps float32 copies of the weights too. Raises `ContractError` on a dtype
+        that is not one of `DTYPES`.
         """
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
@@ -429,9 +430,9 @@ def load(
 ) -> UnifiedModel:  # fmt: skip
     """The model of a run folder or of one of its checkpoints, ready to generate.
 
-    Takes the averaged weights where the run kept them. In `dtype` (``bfloat16``, say) the backbone and all around it take half
-    the memory, and a token half the time where reading the weights is what takes it; see `UnifiedModel.keep`. Raises
-    `CheckpointError` where there is no checkpoint, `ContractError` on a dtype that weights cannot be kept in.
+    Takes the averaged weights where the run kept them. The backbone and all around it are kept in `dtype`
+    (``bfloat16``, say), as `UnifiedModel.keep` does. Raises `CheckpointError` where there is no checkpoint, `ContractError` on
+    a dtype that weights cannot be kept in.
     """
     checkpoint = open_run(Path(path), step)
     model = UnifiedModel(checkpoint.compose())

@@ -36,7 +36,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     to or replaced. Only what is written behind torch's back (through ``.data`` or a numpy view) goes unnoticed: call `forget`
     after that.
     """
-    if weight_OI.dtype not in _LOW or torch.is_grad_enabled():
+    if weight_OI.dtype not in _LOW or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight_OI, bias_O)
     if (x.numel() <= FEW * x.shape[-1] and x.is_cpu) or not _asks(x, weight_OI):
         return F.linear(x, weight_OI, bias_O)
@@ -52,6 +52,5 @@ def _asks(x: Tensor, weight_OI: Tensor) -> bool:
         x.dtype == weight_OI.dtype
         and type(weight_OI) in _PLAIN
         and not weight_OI.is_meta
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(weight_OI.device.type)
     )
