@@ -20,9 +20,9 @@ TYPES = {
 }  # fmt: skip
 
 
-def attention(name: str, arch: int, width: int, tile: Tile) -> Code:
+def attention(name: str, arch: int, width: int, tile: Tile, cap: float = 0.0) -> Code:
     """One kernel for one GPU, heads in groups of 4."""
-    fixed = {"GROUPS": 4, "H": width, "TILE_M": tile.m, "TILE_N": tile.n, "BLOCK": BLOCK}
+    fixed = {"GROUPS": 4, "H": width, "TILE_M": tile.m, "TILE_N": tile.n, "BLOCK": BLOCK, "CAP": cap}
     rows = {"queries": tile.m, "grads": tile.m, "keys": tile.n, "values": tile.n}
     descriptors = {operand: f"tensordesc<bf16[{count}, {width}]>" for operand, count in rows.items()}
     return compiled(
