@@ -26,7 +26,7 @@ def _open(row_M, col_N, lo_M, hi_M, until_N):
 @triton.jit
 def _scale(scale, CAP: tl.constexpr):
     """What products are scaled by: to scores of base 2, or, where they are capped, to what `_tanh` takes."""
-    return scale * (2 * LOG2E / CAP if CAP else LOG2E)
+    return scale * (2 * LOG2E / CAP if CAP > 0 else LOG2E)
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def _forward_blocks(
         first = tl.load(index + i // TILES) * BLOCK + (i % TILES) * TILE_N
         k_NH = keys.load([first, head * H])
         s_MN = tl.dot(q_MH, k_NH.T) * scale
-        if CAP:
+        if CAP > 0:
             s_MN = _tanh(s_MN) * (CAP * LOG2E)
         if MASKED:
             col_N = first + tl.arange(0, TILE_N)
@@ -120,7 +120,7 @@ def _keys_blocks(
         lse_M = tl.load(lse + head.to(tl.int64) * T + row_M, mask=real_M, other=float("inf"))
         delta_M = tl.load(delta + head.to(tl.int64) * T + row_M, mask=real_M, other=0.0)
         s_NM = tl.dot(k_NH, q_MH.T) * scale
-        if CAP:
+        if CAP > 0:
             share_NM = _tanh(s_NM)
             s_NM = share_NM * (CAP * LOG2E)
         p_NM = tl.exp2(s_NM - lse_M[None, :])
@@ -132,7 +132,7 @@ def _keys_blocks(
         dv_NH = tl.dot(p_NM.to(do_MH.dtype), do_MH, dv_NH)
         dp_NM = tl.dot(v_NH, do_MH.T)
         ds_NM = p_NM * (dp_NM - delta_M[None, :])
-        if CAP:
+        if CAP > 0:
             ds_NM = ds_NM * (1 - share_NM * share_NM)
         dk_NH = tl.dot(ds_NM.to(q_MH.dtype), q_MH, dk_NH)
     return dk_NH, dv_NH
@@ -187,7 +187,7 @@ def _queries_blocks(
         k_NH = keys.load([first, key_head * H])
         v_NH = values.load([first, key_head * H])
         s_MN = tl.dot(q_MH, k_NH.T) * scale
-        if CAP:
+        if CAP > 0:
             share_MN = _tanh(s_MN)
             s_MN = share_MN * (CAP * LOG2E)
         p_MN = tl.exp2(s_MN - lse_M[:, None])
@@ -197,7 +197,7 @@ def _queries_blocks(
             p_MN = tl.where(_open(row_M, col_N, lo_M, hi_M, until_N), p_MN, 0.0)
         dp_MN = tl.dot(do_MH, v_NH.T)
         ds_MN = p_MN * (dp_MN - delta_M[:, None])
-        if CAP:
+        if CAP > 0:
             ds_MN = ds_MN * (1 - share_MN * share_MN)
         dq_MH = tl.dot(ds_MN.to(k_NH.dtype), k_NH, dq_MH)
     return dq_MH
