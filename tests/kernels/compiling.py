@@ -68,3 +68,19 @@ def compiled(
     made = compile_source(source, target=GPUTarget("cuda", arch, 32), options=options)
     sass = made.asm["sass"]
     return Code(made.metadata.shared, Counter(re.findall(r"\b[A-Z][A-Z0-9]+\b", sass)), sass)
+
+
+def compiled_for_amd(
+    kernel: Any, arch: str, types: Mapping[str, str], fixed: Mapping[str, Any], *, warps: int, stages: int
+) -> dict[str, int]:
+    """The same for an AMD architecture (``gfx942``): what the text of its code says of registers, and its matrix products."""
+    signature = {name: "constexpr" if name in fixed else types[name] for name in kernel.arg_names}
+    aligned = {(kernel.arg_names.index(a),): [["tt.divisibility", 16]] for a, t in signature.items() if t[0] == "*"}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(fixed), attrs=aligned)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    text = compile_source(source, target=GPUTarget("hip", arch, 64), options=options).asm["amdgcn"]
+    found = {
+        key: int(n)
+        for key, n in re.findall(r"^ *\.(\w+_count|private_segment_fixed_size): +(\d+)$", text, re.MULTILINE)
+    }
+    return {**found, "mfma": len(re.findall(r"\bv_mfma_", text))}

@@ -13,7 +13,7 @@ import torch
 from interpreting import gradients, relative
 
 from mmkit.kernels.attention import attend, reference
-from mmkit.kernels.attention.triton import interval_attention, vectors
+from mmkit.kernels.attention.triton import vectors
 from mmkit.sequence.intervals import interval_plan
 from mmkit.sequence.layout import Piece, StreamRule, join, lay_out
 from mmkit.sequence.positions import Rope
@@ -44,17 +44,21 @@ def inputs(counts: tuple[int, int], heads: tuple[int, int, int], dtype: torch.dt
 
 
 def compare(
-    seen: Visibility, keys: Visibility | None, heads: tuple[int, int, int], dtype: torch.dtype
+    seen: Visibility,
+    keys: Visibility | None,
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    softcap: float | None = None,
 ) -> dict[str, Any]:
     keys = seen if keys is None else keys
     ours = inputs((len(seen), len(keys)), heads, dtype)
     plan = interval_plan(seen, keys, torch.device("cpu"))
-    out = interval_attention(*ours, plan, None)
+    out = attend(*ours, plan, softcap=softcap)
     found = [out, *gradients(out, ours)]
     wide = [x.detach().double().requires_grad_() for x in ours]
-    exact = reference(*wide, torch.from_numpy(seen.matrix(keys)))
+    exact = reference(*wide, torch.from_numpy(seen.matrix(keys)), softcap=softcap)
     wanted = [exact, *gradients(exact, wide)]
-    again = interval_attention(*ours, plan, None)
+    again = attend(*ours, plan, softcap=softcap)
     blind = torch.from_numpy(~seen.matrix(keys).any(1))
     return {
         "errors": [relative(a, b) for a, b in zip(found, wanted, strict=True)],
@@ -81,11 +85,11 @@ def checked(seen: Visibility) -> dict[str, str]:
         inputs((len(seen),) * 2, (2, 1, 64), torch.float32),
     )
     bounds, lists = vectors(plan)
-    forward = torch.library.opcheck(torch.ops.mmkit.interval_attention.default, (q, k, v, bounds, lists, 0.1))
+    forward = torch.library.opcheck(torch.ops.mmkit.interval_attention.default, (q, k, v, bounds, lists, 0.1, 0.0))
     given = [x.detach() for x in (q, k, v)]
-    out, lse = torch.ops.mmkit.interval_attention(*given, bounds, lists, 0.1)
+    out, lse = torch.ops.mmkit.interval_attention(*given, bounds, lists, 0.1, 0.0)
     backward = torch.library.opcheck(
-        torch.ops.mmkit.interval_attention_backward.default, (out, *given, out, lse, bounds, lists, 0.1)
+        torch.ops.mmkit.interval_attention_backward.default, (out, *given, out, lse, bounds, lists, 0.1, 0.0)
     )
     return {f"{op}, {k}": v for op, all_ in (("forward", forward), ("backward", backward)) for k, v in all_.items()}
 
@@ -106,6 +110,9 @@ def cases() -> dict[str, Any]:
     shuffled = padded.take(np.random.default_rng(0).permutation(len(padded)))
     found["any order"] = compare(shuffled, None, (2, 1, 64), torch.float32)
     found["memory"] = compare(padded, shuffled.take(slice(0, 50)), (2, 1, 64), torch.float32)
+    # Small enough that most scores are bent.
+    found["soft-cap"] = compare(seen, None, (2, 1, 64), torch.float32, 1.5)
+    found["soft-cap, bfloat16"] = compare(padded, None, (1, 1, 64), torch.bfloat16, 1.5)
     few = shuffled.take(slice(0, 90))
     found["torch.compile"], found["opcheck"] = compiled(few), checked(few)
     return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmkit.errors import ContractError
-from mmkit.kernels.attention import Batches, Dense, attend, cross, reference
+from mmkit.kernels.attention import Batches, Dense, Plan, attend, cross, reference
 from mmkit.sequence.layout import Piece, StreamRule, join, lay_out
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.positions import Rope
@@ -40,10 +40,12 @@ def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tenso
     return list(torch.autograd.grad(out, inputs, weight))
 
 
-def exact(inputs: list[torch.Tensor], mask: torch.Tensor, scale: float | None = None) -> list[torch.Tensor]:
+def exact(
+    inputs: list[torch.Tensor], mask: torch.Tensor, scale: float | None = None, softcap: float | None = None
+) -> list[torch.Tensor]:
     """The plain statement and its gradients, in float64."""
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    out = reference(*wide, mask, scale=scale)
+    out = reference(*wide, mask, scale=scale, softcap=softcap)
     return [out, *gradients(out, wide)]
 
 
@@ -72,6 +74,71 @@ def test_grouped_heads_and_scales(name: str, heads: tuple[int, int, int], scale:
     want = exact(inputs, torch.from_numpy(seen.matrix()), scale)
     for got, expected in zip([out, *gradients(out, inputs)], want, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("text", [3, 150], ids=["short", "long"])
+def test_soft_capped_scores(name: str, text: int) -> None:
+    seen = visibility(text)
+    seen = seen.padded(len(seen) + 3)
+    inputs = tensors(seen, (4, 2, 16))
+    out = attend(*inputs, lower(seen, device="cpu", implementation=name), scale=0.4, softcap=1.5)
+    want = exact(inputs, torch.from_numpy(seen.matrix()), 0.4, 1.5)
+    assert not torch.allclose(want[0], exact(inputs, torch.from_numpy(seen.matrix()), 0.4)[0], rtol=0.01)
+    for got, expected in zip([out, *gradients(out, inputs)], want, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_soft_capped_scores_are_those_of_gemma_2() -> None:
+    from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+    seen = visibility(20)
+    inputs = tensors(seen, (4, 2, 16))
+    layer = torch.nn.Module()
+    layer.num_key_value_groups, layer.head_dim = 2, 16
+    bias = torch.zeros(len(seen), len(seen), dtype=torch.float64).masked_fill(~torch.from_numpy(seen.matrix()), -1e300)
+    heads = (x.transpose(0, 1)[None] for x in inputs)
+    theirs, _ = eager_attention_forward(layer.eval(), *heads, bias[None, None], scaling=0.4, softcap=1.5)
+    ours = attend(*inputs, lower(seen, device="cpu"), scale=0.4, softcap=1.5)
+    # their softmax is in float32
+    torch.testing.assert_close(ours, theirs[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_caps_too() -> None:
+    seen = visibility(10)
+    inputs = [x.detach() for x in tensors(seen, (2, 1, 8))]
+    with torch.no_grad():
+        out = attend(*inputs, lower(seen, device="cpu", implementation="flex"), softcap=1.5)
+    torch.testing.assert_close(
+        out, reference(*inputs, torch.from_numpy(seen.matrix()), softcap=1.5), atol=1e-12, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_soft_capped_scores_of_half_the_precision(name: str) -> None:
+    seen = visibility(150)
+    inputs = tensors(seen, (4, 2, 32), torch.bfloat16)
+    out = attend(*inputs, lower(seen, device="cpu", implementation=name), softcap=1.5)
+    assert out.dtype == torch.bfloat16
+    want = exact(inputs, torch.from_numpy(seen.matrix()), None, 1.5)
+    for got, expected in zip([out, *gradients(out, inputs)], want, strict=True):
+        assert error(got, expected) < TOLERANCE[torch.bfloat16]
+
+
+def test_what_cannot_cap_scores_says_so() -> None:
+    class Bare(Plan):
+        def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+            return q
+
+    seen = visibility(10)
+    inputs = tensors(seen, (2, 1, 8))
+    assert attend(*inputs, Bare()) is inputs[0]
+    with pytest.raises(ContractError, match="a plan of Bare has no soft-cap"):
+        attend(*inputs, Bare(), softcap=30.0)
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ContractError, match=f"a soft-cap of {wrong}"):
+            attend(*inputs, lower(seen, device="cpu"), softcap=wrong)
 
 
 # Errors of the kernels beyond rounding the inputs: float32 sums a few hundred numbers of size one, and the half types round

@@ -38,14 +38,14 @@ def results(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]
     return [out, *torch.autograd.grad(out, inputs, torch.sin(torch.arange(out.numel()).double()).view_as(out))]
 
 
-def check(queries: Visibility, keys: Visibility) -> None:
+def check(queries: Visibility, keys: Visibility, softcap: float | None = None) -> None:
     """Brute force, matrix, dense, flex and batches agree; values and gradients equal the reference's."""
     mask = brute(queries, keys)
     np.testing.assert_array_equal(queries.matrix(keys), mask)
     inputs = tensors(len(queries), len(keys))
-    want = results(reference(*inputs, torch.from_numpy(mask)), inputs)
+    want = results(reference(*inputs, torch.from_numpy(mask), softcap=softcap), inputs)
     for name in ("dense", "batches"):
-        out = attend(*inputs, lower(queries, keys, device="cpu", implementation=name))
+        out = attend(*inputs, lower(queries, keys, device="cpu", implementation=name), softcap=softcap)
         assert not torch.isnan(out).any()
         assert not out[torch.from_numpy(~mask.any(1))].any()
         for got, expected in zip(results(out, inputs), want, strict=True):
@@ -75,6 +75,12 @@ relaxed = settings(max_examples=130, deadline=None, suppress_health_check=[Healt
 @given(visibilities())
 def test_lowerings_agree(costs: None, seen: Visibility) -> None:
     check(seen, seen)
+
+
+@settings(relaxed, max_examples=40)
+@given(visibilities())
+def test_lowerings_agree_on_soft_capped_scores(costs: None, seen: Visibility) -> None:
+    check(seen, seen, 0.7)
 
 
 @settings(relaxed, max_examples=40)

@@ -10,18 +10,44 @@ keys of one call.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmkit.errors import ContractError
+from mmkit.kernels.attention import capped
 from mmkit.kernels.attention.plan import Plan
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+class _Calls(NamedTuple):
+    """Attention to one piece of the keys, and its backward pass, as in `capped`, the cap apart."""
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def _flash(*tensors: Any) -> tuple[Tensor, Tensor]:
+    *given, causal, bias, scale = tensors
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(*given, 0.0, causal, attn_mask=bias, scale=scale)
+
+
+def _flash_backward(*tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *given, causal, bias, scale = tensors
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return kernel(*given, 0.0, causal, attn_mask=bias, scale=scale)
+
+
+_FLASH = _Calls(_flash, _flash_backward)
+
+
+def _capped(softcap: float) -> _Calls:
+    return _Calls(functools.partial(capped.forward, softcap), functools.partial(capped.backward, softcap))
 
 
 @dataclass(frozen=True)
@@ -86,34 +112,43 @@ class Batches(Plan):
 
     def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
         """All calls. Raises `ContractError` off the CPU."""
+        return self._run(q_QNH, k_SKH, v_SKH, scale, _FLASH)
+
+    def capped(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None, softcap: float) -> Tensor:
+        """The same calls in plain torch, whose flash kernel has no soft-cap. Raises `ContractError` off the CPU."""
+        return self._run(q_QNH, k_SKH, v_SKH, scale, _capped(softcap))
+
+    def _run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None, calls: _Calls) -> Tensor:
         if q_QNH.device.type != "cpu":
             raise ContractError(
                 "attention", f"a plan of `batches` cannot run on {q_QNH.device.type}", "make it for that device"
             )
         q_QNH, k_SKH, v_SKH = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_QNH, k_SKH, v_SKH))
-        return _Batches.apply(q_QNH, k_SKH, v_SKH, self, scale)
+        return _Batches.apply(q_QNH, k_SKH, v_SKH, self, scale, calls)
 
 
 class _Batches(torch.autograd.Function):
     """Queries, outputs and their gradients are held in the plan's order, keys of tiles in theirs."""
 
     @staticmethod
-    def forward(ctx: Any, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Batches, scale: float | None) -> Tensor:
+    def forward(
+        ctx: Any, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Batches, scale: float | None, calls: _Calls
+    ) -> Tensor:
         q = _ordered(q_QNH, plan.query_order)
         k, v = (_ordered(x, plan.key_order) for x in (k_SKH, v_SKH))
         out = (torch.zeros if plan.blind else torch.empty)(q.shape, dtype=q.dtype)
         lse_QN = torch.empty(q.shape[:2], dtype=_wide(q))
         for tile in plan.tiles:
             rows = slice(tile.start, tile.stop)
-            out[rows], lse_QN[rows] = _merge([_part(q[rows], k, v, part, scale) for part in tile.parts])
+            out[rows], lse_QN[rows] = _merge([_part(q[rows], k, v, part, scale, calls) for part in tile.parts])
         buckets = []
         for bucket in plan.buckets:
             grids = _grid(q, bucket.queries), _grid(k_SKH, bucket.keys), _grid(v_SKH, bucket.keys)
             bias = bucket.bias_B1nm
-            result = _flash(*grids, 0.0, bias is None, attn_mask=_like(bias, q), scale=scale)
+            result = calls.forward(*grids, bias is None, _like(bias, q), scale)
             _scatter(out, result[0], bucket.queries)
             buckets += [*grids, *result]
-        ctx.plan, ctx.scale, ctx.shapes = plan, scale, (q.shape, k.shape)
+        ctx.plan, ctx.scale, ctx.calls, ctx.shapes = plan, scale, calls, (q.shape, k.shape)
         ctx.save_for_backward(*((q, k, v, out, lse_QN) if plan.tiles else ()), *buckets)
         return _restored(out, plan.query_order)
 
@@ -125,20 +160,22 @@ class _Batches(torch.autograd.Function):
         # A key gathers gradients from many calls: their sum is kept in float32 at least.
         dq, dk, dv = (torch.zeros(shape, dtype=_wide(grad)) for shape in (ctx.shapes[0], ctx.shapes[1], ctx.shapes[1]))
         if plan.tiles:
-            _tiles_backward(grad, saved[:5], plan, ctx.scale, (dq, dk, dv))
+            _tiles_backward(grad, saved[:5], plan, ctx.scale, (dq, dk, dv), ctx.calls)
             dk, dv = (_restored(x, plan.key_order) for x in (dk, dv))
             saved = saved[5:]
         for i, bucket in enumerate(plan.buckets):
-            _bucket_backward(grad, saved[5 * i : 5 * i + 5], bucket, ctx.scale, (dq, dk, dv))
+            _bucket_backward(grad, saved[5 * i : 5 * i + 5], bucket, ctx.scale, (dq, dk, dv), ctx.calls)
         dq = _restored(dq, plan.query_order)
-        return dq.to(grad.dtype), dk.to(grad.dtype), dv.to(grad.dtype), None, None
+        return dq.to(grad.dtype), dk.to(grad.dtype), dv.to(grad.dtype), None, None, None
 
 
-def _part(q_nNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, part: Part, scale: float | None) -> tuple[Tensor, Tensor]:
+def _part(
+    q_nNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, part: Part, scale: float | None, calls: _Calls
+) -> tuple[Tensor, Tensor]:
     """What some queries read in one piece of the keys: ``[n, N, H]``, and the log-sum-exp of its scores ``[n, N]``."""
     keys = slice(part.start, part.stop)
     call = (_heads_first(x) for x in (q_nNH, k_SKH[keys], v_SKH[keys]))
-    out, lse = _flash(*call, 0.0, part.causal, attn_mask=_like(part.bias_nm, q_nNH), scale=scale)
+    out, lse = calls.forward(*call, part.causal, _like(part.bias_nm, q_nNH), scale)
     return out[0].transpose(0, 1), lse[0].transpose(0, 1)
 
 
@@ -154,8 +191,9 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _tiles_backward(
-    grad: Tensor, saved: tuple[Tensor, ...], plan: Batches, scale: float | None, sums: tuple[Tensor, ...]
-) -> None:
+    grad: Tensor, saved: tuple[Tensor, ...], plan: Batches, scale: float | None, sums: tuple[Tensor, ...],
+    calls: _Calls,
+) -> None:  # fmt: skip
     q, k, v, out, lse_QN = saved
     dq, dk, dv = sums
     for tile in plan.tiles:
@@ -165,19 +203,20 @@ def _tiles_backward(
         for part in tile.parts:
             keys = slice(part.start, part.stop)
             call = grad_1NnH, q_1NnH, _heads_first(k[keys]), _heads_first(v[keys]), out_1NnH, lse_1Nn
-            steps = _flash_backward(*call, 0.0, part.causal, attn_mask=_like(part.bias_nm, q), scale=scale)
+            steps = calls.backward(*call, part.causal, _like(part.bias_nm, q), scale)
             for total, step in zip((dq[rows], dk[keys], dv[keys]), steps, strict=True):
                 total += step[0].transpose(0, 1)
 
 
 def _bucket_backward(
-    grad: Tensor, saved: tuple[Tensor, ...], bucket: Bucket, scale: float | None, sums: tuple[Tensor, ...]
-) -> None:
+    grad: Tensor, saved: tuple[Tensor, ...], bucket: Bucket, scale: float | None, sums: tuple[Tensor, ...],
+    calls: _Calls,
+) -> None:  # fmt: skip
     grad_BNnH = _grid(grad, bucket.queries)
     if bucket.queries.slots is not None:
         grad_BNnH = grad_BNnH * bucket.queries.real_Bn[:, None, :, None].to(grad.dtype)
     bias = _like(bucket.bias_B1nm, grad)
-    steps = _flash_backward(grad_BNnH, *saved, 0.0, bias is None, attn_mask=bias, scale=scale)
+    steps = calls.backward(grad_BNnH, *saved, bias is None, bias, scale)
     for total, step, gather in zip(sums, steps, (bucket.queries, bucket.keys, bucket.keys), strict=True):
         _scatter(total, step, gather)
 

@@ -52,11 +52,18 @@ class Intervals(Plan):
 
     def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
         """The Triton kernels. Raises `ContractError` where there is none for this device, dtype or width of heads."""
+        return self._run(q_QNH, k_SKH, v_SKH, scale, None)
+
+    def capped(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None, softcap: float) -> Tensor:
+        """The same; raises the same."""
+        return self._run(q_QNH, k_SKH, v_SKH, scale, softcap)
+
+    def _run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None, softcap: float | None) -> Tensor:
         from mmkit.kernels.attention import triton  # not there on every platform, and slow to import
 
         if reason := triton.why_not(q_QNH.device, q_QNH.dtype, q_QNH.shape[2]):
             raise ContractError("attention", f"the kernel 'triton' {reason}", "take `flex` or `dense`")
-        return triton.interval_attention(q_QNH, k_SKH, v_SKH, self, scale)
+        return triton.interval_attention(q_QNH, k_SKH, v_SKH, self, scale, softcap)
 
 
 def block_table(lo_Q: np.ndarray, hi_Q: np.ndarray, until_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

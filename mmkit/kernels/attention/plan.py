@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from mmkit.errors import ContractError
+
 
 class Plan(ABC):
     """What a kernel for attention makes of a mask. It holds no state: every layer runs it."""
@@ -13,3 +15,11 @@ class Plan(ABC):
     @abstractmethod
     def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
         """Attention as `mmkit.kernels.attention.attend` promises it, of at least one key, all tensors of one dtype."""
+
+    def capped(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None, softcap: float) -> Tensor:
+        """The same of soft-capped scores. Raises `ContractError` unless a kind of plan says how."""
+        raise ContractError(
+            "attention",
+            f"a plan of {type(self).__name__} has no soft-cap",
+            "take `dense`, `flex`, `batches` or `triton`",
+        )

@@ -14,11 +14,19 @@ from torch import Tensor
 from mmkit.kernels.attention.plan import Plan
 
 
-def reference(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_QS: Tensor, *, scale: float | None = None) -> Tensor:
+def reference(
+    q_QNH: Tensor,
+    k_SKH: Tensor,
+    v_SKH: Tensor,
+    mask_QS: Tensor,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """``softmax(scale * q k^T over the visible keys) v``, ``[Q, N, H]``; a query that sees no key gives 0.
 
     Query head n reads key head ``n // (N / K)`` (grouped-query attention, Ainslie et al. 2023). `scale` defaults to
-    ``H ** -0.5``.
+    ``H ** -0.5``. With `softcap`, scores s become ``softcap * tanh(s / softcap)`` before the mask (Gemma 2, Gemma Team 2024).
     """
     if not len(k_SKH):
         return q_QNH * (k_SKH.sum() + v_SKH.sum())  # sums of nothing: 0, with a gradient for all three
@@ -27,6 +35,8 @@ def reference(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_QS: Tensor, *, s
     k_SNH = k_SKH.repeat_interleave(groups, 1)
     v_SNH = v_SKH.repeat_interleave(groups, 1)
     score_NQS = torch.einsum("qnh,snh->nqs", q_QNH, k_SNH) * scale
+    if softcap is not None:
+        score_NQS = softcap * torch.tanh(score_NQS / softcap)
     score_NQS = score_NQS.masked_fill(~mask_QS, -torch.inf)
     # The largest score of a row that sees nothing is -inf, and -inf minus itself is NaN.
     top_NQ1 = score_NQS.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(score_NQS.dtype).min)
@@ -45,3 +55,7 @@ class Plain(Plan):
     def run(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None) -> Tensor:
         """The reference."""
         return reference(q_QNH, k_SKH, v_SKH, self.mask_QS, scale=scale)
+
+    def capped(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None, softcap: float) -> Tensor:
+        """The reference."""
+        return reference(q_QNH, k_SKH, v_SKH, self.mask_QS, scale=scale, softcap=softcap)

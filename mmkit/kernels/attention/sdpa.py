@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmkit.kernels.attention.plan import Plan
+from mmkit.kernels.attention.reference import reference
 from mmkit.kernels.decode import decode
 
 
@@ -29,6 +31,12 @@ class Dense(Plan):
         """One call with the whole mask."""
         out_NQH = call(*(x.transpose(0, 1)[None] for x in (q_QNH, k_SKH, v_SKH)), self.mask_QS, scale)[0]
         out_QNH = out_NQH.transpose(0, 1)
+        return out_QNH if self.blind_Q is None else out_QNH.masked_fill(self.blind_Q[:, None, None], 0)
+
+    def capped(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, scale: float | None, softcap: float) -> Tensor:
+        """The plain statement in float32 at least, all scores in memory: SDPA has no soft-cap."""
+        wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q_QNH, k_SKH, v_SKH))
+        out_QNH = reference(*wide, self.mask_QS, scale=scale, softcap=softcap).to(q_QNH.dtype)
         return out_QNH if self.blind_Q is None else out_QNH.masked_fill(self.blind_Q[:, None, None], 0)
 
 

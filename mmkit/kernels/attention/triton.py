@@ -71,7 +71,9 @@ def why_not(device: torch.device, dtype: torch.dtype, width: int) -> str:
     return refusal(device)
 
 
-def interval_attention(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Intervals, scale: float | None) -> Tensor:
+def interval_attention(
+    q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Intervals, scale: float | None, softcap: float | None = None
+) -> Tensor:
     """Attention ``[Q, N, H]`` under a plan; see `mmkit.kernels.attention.attend`. Its gradients are the same bits every time."""
     width = q_QNH.shape[2]
     scale = 1 / math.sqrt(width) if scale is None else scale
@@ -81,7 +83,7 @@ def interval_attention(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: Interv
         q_QNH = q_QNH.index_select(0, plan.query_order)
     if plan.key_order is not None:
         k_SKH, v_SKH = (x.index_select(0, plan.key_order) for x in (k_SKH, v_SKH))
-    out_QNH, _ = _attention(q_QNH, k_SKH, v_SKH, *vectors(plan), scale)
+    out_QNH, _ = _attention(q_QNH, k_SKH, v_SKH, *vectors(plan), scale, softcap or 0.0)
     if plan.query_order is not None:
         out_QNH = torch.empty_like(out_QNH).index_copy(0, plan.query_order, out_QNH)
     return out_QNH[..., :width]
@@ -95,29 +97,31 @@ def vectors(plan: Intervals) -> tuple[list[Tensor], list[Tensor]]:
 
 @torch.library.custom_op("mmkit::interval_attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float
+    q: Tensor, k: Tensor, v: Tensor, bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
-    """``out [Q, N, H]`` and ``lse [N, Q]``, the base-2 logarithm of each row's sum."""
+    """``out [Q, N, H]`` and ``lse [N, Q]``, the base-2 logarithm of each row's sum; a `softcap` of 0 is none."""
     count, heads, width = q.shape
     tile = _tiles(q).forward
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((heads, count), dtype=torch.float32, device=q.device)
     kernels.forward[(-(-count // tile.m), heads)](
         _rows(q, tile.m), _rows(k, tile.n), _rows(v, tile.n), out, lse, *bounds, *lists[:3],
-        count, len(k), heads, scale, heads // k.shape[1], width, tile.m, tile.n, BLOCK, **_options(tile),
+        count, len(k), heads, scale, heads // k.shape[1], width, tile.m, tile.n, BLOCK, softcap, **_options(tile),
     )  # fmt: skip
     return out, lse
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float) -> Any:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float, softcap: float
+) -> Any:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
 @torch.library.custom_op("mmkit::interval_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float,
+    bounds: Sequence[Tensor], lists: Sequence[Tensor], scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of queries, keys and values."""
     (count, heads, width), (keys, key_heads, _) = q.shape, k.shape
@@ -130,7 +134,7 @@ def _backward(
     ):
         kernel[grid](
             _rows(q, tile.m), _rows(k, tile.n), _rows(v, tile.n), _rows(grad, tile.m), lse, delta, *into, *bounds, *side,
-            count, keys, rows, scale, heads // key_heads, width, tile.m, tile.n, BLOCK, **_options(tile),
+            count, keys, rows, scale, heads // key_heads, width, tile.m, tile.n, BLOCK, softcap, **_options(tile),
         )  # fmt: skip
     return dq, dk, dv
 
@@ -141,14 +145,14 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, bounds, lists, ctx.scale = inputs
+    q, k, v, bounds, lists, ctx.scale, ctx.softcap = inputs
     ctx.save_for_backward(q, k, v, *output, *bounds, *lists)
 
 
 def _gradients(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     q, k, v, out, lse, *vectors = ctx.saved_tensors
-    found = _backward(grad_out, q, k, v, out, lse, vectors[:3], vectors[3:], ctx.scale)
-    return *found, [None] * 3, [None] * 6, None
+    found = _backward(grad_out, q, k, v, out, lse, vectors[:3], vectors[3:], ctx.scale, ctx.softcap)
+    return *found, [None] * 3, [None] * 6, None, None
 
 
 _attention.register_autograd(_gradients, setup_context=_save)

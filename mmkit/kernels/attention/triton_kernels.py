@@ -1,8 +1,9 @@
 """The span-masked attention kernels: forward, and a backward of two kernels that is the same to the bit every time.
 
 FlashAttention-2 (Dao 2023) over the blocks that `intervals` lists: those that are visible throughout without a mask, the
-others under one computed from three integers a token. Operands are tensor descriptors of ``[tokens, heads * H]``, so that
-Hopper loads them by TMA; sums are float32; exponentials are of base 2, and so is `lse`.
+others under one computed from three integers a token. Scores are soft-capped where `CAP` is not 0. Operands are tensor
+descriptors of ``[tokens, heads * H]``, so that Hopper loads them by TMA; sums are float32; exponentials are of base 2, and so
+is `lse`.
 
 Shape suffixes: M queries and N keys of a tile, H head dim. In names of arguments: T queries, S keys.
 """
@@ -23,10 +24,22 @@ def _open(row_M, col_N, lo_M, hi_M, until_N):
 
 
 @triton.jit
+def _scale(scale, CAP: tl.constexpr):
+    """What products are scaled by: to scores of base 2, or, where they are capped, to what `_tanh` takes."""
+    return scale * (2 * LOG2E / CAP if CAP > 0 else LOG2E)
+
+
+@triton.jit
+def _tanh(x):
+    """``tanh(x / (2 log2 e))``: Triton has no tanh that is the same on all GPUs."""
+    return 1 - 2 / (1 + tl.exp2(x))
+
+
+@triton.jit
 def _forward_blocks(
     acc_MH, total_M, top_M, q_MH, keys, values, index, begin, end, head,
     row_M, lo_M, hi_M, until, S, scale, MASKED: tl.constexpr, H: tl.constexpr,
-    TILE_N: tl.constexpr, BLOCK: tl.constexpr,
+    TILE_N: tl.constexpr, BLOCK: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over listed blocks ``begin .. end``, in tiles of keys."""
     TILES: tl.constexpr = BLOCK // TILE_N
@@ -34,6 +47,8 @@ def _forward_blocks(
         first = tl.load(index + i // TILES) * BLOCK + (i % TILES) * TILE_N
         k_NH = keys.load([first, head * H])
         s_MN = tl.dot(q_MH, k_NH.T) * scale
+        if CAP > 0:
+            s_MN = _tanh(s_MN) * (CAP * LOG2E)
         if MASKED:
             col_N = first + tl.arange(0, TILE_N)
             until_N = tl.load(until + col_N, mask=col_N < S, other=0)
@@ -54,7 +69,7 @@ def _forward_blocks(
 def forward(
     queries, keys, values, out, lse, lo, hi, until, start, whole, index, T, S, N, scale,
     GROUPS: tl.constexpr, H: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head: ``out [T, N, H]`` and ``lse [N, T]``."""
     first = tl.program_id(0) * TILE_M
@@ -71,14 +86,14 @@ def forward(
     begin = tl.load(start + block)
     end = tl.load(start + block + 1)
     middle = begin + tl.load(whole + block)
-    scale2 = scale * LOG2E
+    scale2 = _scale(scale, CAP)
     acc_MH, total_M, top_M = _forward_blocks(
         acc_MH, total_M, top_M, q_MH, keys, values, index, begin, middle, head // GROUPS,
-        row_M, lo_M, hi_M, until, S, scale2, False, H, TILE_N, BLOCK,
+        row_M, lo_M, hi_M, until, S, scale2, False, H, TILE_N, BLOCK, CAP,
     )  # fmt: skip
     acc_MH, total_M, top_M = _forward_blocks(
         acc_MH, total_M, top_M, q_MH, keys, values, index, middle, end, head // GROUPS,
-        row_M, lo_M, hi_M, until, S, scale2, True, H, TILE_N, BLOCK,
+        row_M, lo_M, hi_M, until, S, scale2, True, H, TILE_N, BLOCK, CAP,
     )  # fmt: skip
     blind_M = total_M == 0
     acc_MH = acc_MH / tl.where(blind_M, 1.0, total_M)[:, None]
@@ -93,7 +108,7 @@ def forward(
 def _keys_blocks(
     dk_NH, dv_NH, k_NH, v_NH, queries, grads, lse, delta, index, begin, end, head,
     col_N, lo, hi, until_N, T, scale, MASKED: tl.constexpr, H: tl.constexpr,
-    TILE_M: tl.constexpr, BLOCK: tl.constexpr,
+    TILE_M: tl.constexpr, BLOCK: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """What the queries of listed blocks say of one tile of keys and values."""
     TILES: tl.constexpr = BLOCK // TILE_M
@@ -105,6 +120,9 @@ def _keys_blocks(
         lse_M = tl.load(lse + head.to(tl.int64) * T + row_M, mask=real_M, other=float("inf"))
         delta_M = tl.load(delta + head.to(tl.int64) * T + row_M, mask=real_M, other=0.0)
         s_NM = tl.dot(k_NH, q_MH.T) * scale
+        if CAP > 0:
+            share_NM = _tanh(s_NM)
+            s_NM = share_NM * (CAP * LOG2E)
         p_NM = tl.exp2(s_NM - lse_M[None, :])
         if MASKED:
             lo_M = tl.load(lo + row_M, mask=real_M, other=0)
@@ -114,6 +132,8 @@ def _keys_blocks(
         dv_NH = tl.dot(p_NM.to(do_MH.dtype), do_MH, dv_NH)
         dp_NM = tl.dot(v_NH, do_MH.T)
         ds_NM = p_NM * (dp_NM - delta_M[None, :])
+        if CAP > 0:
+            ds_NM = ds_NM * (1 - share_NM * share_NM)
         dk_NH = tl.dot(ds_NM.to(q_MH.dtype), q_MH, dk_NH)
     return dk_NH, dv_NH
 
@@ -122,7 +142,7 @@ def _keys_blocks(
 def backward_keys(
     queries, keys, values, grads, lse, delta, dk, dv, lo, hi, until, start, whole, index, T, S, K, scale,
     GROUPS: tl.constexpr, H: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of one key head: ``dk`` and ``dv [S, K, H]``, summed over its query heads in their order."""
     first = tl.program_id(0) * TILE_N
@@ -138,16 +158,16 @@ def backward_keys(
     begin = tl.load(start + block)
     end = tl.load(start + block + 1)
     middle = begin + tl.load(whole + block)
-    scale2 = scale * LOG2E
+    scale2 = _scale(scale, CAP)
     for group in range(GROUPS):
         head = key_head * GROUPS + group
         dk_NH, dv_NH = _keys_blocks(
             dk_NH, dv_NH, k_NH, v_NH, queries, grads, lse, delta, index, begin, middle, head,
-            col_N, lo, hi, until_N, T, scale2, False, H, TILE_M, BLOCK,
+            col_N, lo, hi, until_N, T, scale2, False, H, TILE_M, BLOCK, CAP,
         )  # fmt: skip
         dk_NH, dv_NH = _keys_blocks(
             dk_NH, dv_NH, k_NH, v_NH, queries, grads, lse, delta, index, middle, end, head,
-            col_N, lo, hi, until_N, T, scale2, True, H, TILE_M, BLOCK,
+            col_N, lo, hi, until_N, T, scale2, True, H, TILE_M, BLOCK, CAP,
         )  # fmt: skip
     place_NH = (col_N.to(tl.int64)[:, None] * K + key_head) * H + tl.arange(0, H)[None, :]
     tl.store(dk + place_NH, (dk_NH * scale).to(dk.dtype.element_ty), mask=real_N[:, None])
@@ -158,7 +178,7 @@ def backward_keys(
 def _queries_blocks(
     dq_MH, q_MH, do_MH, lse_M, delta_M, keys, values, index, begin, end, key_head,
     row_M, lo_M, hi_M, until, S, scale, MASKED: tl.constexpr, H: tl.constexpr,
-    TILE_N: tl.constexpr, BLOCK: tl.constexpr,
+    TILE_N: tl.constexpr, BLOCK: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """What the keys of listed blocks say of one tile of queries."""
     TILES: tl.constexpr = BLOCK // TILE_N
@@ -167,6 +187,9 @@ def _queries_blocks(
         k_NH = keys.load([first, key_head * H])
         v_NH = values.load([first, key_head * H])
         s_MN = tl.dot(q_MH, k_NH.T) * scale
+        if CAP > 0:
+            share_MN = _tanh(s_MN)
+            s_MN = share_MN * (CAP * LOG2E)
         p_MN = tl.exp2(s_MN - lse_M[:, None])
         if MASKED:
             col_N = first + tl.arange(0, TILE_N)
@@ -174,6 +197,8 @@ def _queries_blocks(
             p_MN = tl.where(_open(row_M, col_N, lo_M, hi_M, until_N), p_MN, 0.0)
         dp_MN = tl.dot(do_MH, v_NH.T)
         ds_MN = p_MN * (dp_MN - delta_M[:, None])
+        if CAP > 0:
+            ds_MN = ds_MN * (1 - share_MN * share_MN)
         dq_MH = tl.dot(ds_MN.to(k_NH.dtype), k_NH, dq_MH)
     return dq_MH
 
@@ -182,7 +207,7 @@ def _queries_blocks(
 def backward_queries(
     queries, keys, values, grads, lse, delta, dq, lo, hi, until, start, whole, index, T, S, N, scale,
     GROUPS: tl.constexpr, H: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head: ``dq [T, N, H]``."""
     first = tl.program_id(0) * TILE_M
@@ -200,14 +225,14 @@ def backward_queries(
     begin = tl.load(start + block)
     end = tl.load(start + block + 1)
     middle = begin + tl.load(whole + block)
-    scale2 = scale * LOG2E
+    scale2 = _scale(scale, CAP)
     dq_MH = _queries_blocks(
         dq_MH, q_MH, do_MH, lse_M, delta_M, keys, values, index, begin, middle, head // GROUPS,
-        row_M, lo_M, hi_M, until, S, scale2, False, H, TILE_N, BLOCK,
+        row_M, lo_M, hi_M, until, S, scale2, False, H, TILE_N, BLOCK, CAP,
     )  # fmt: skip
     dq_MH = _queries_blocks(
         dq_MH, q_MH, do_MH, lse_M, delta_M, keys, values, index, middle, end, head // GROUPS,
-        row_M, lo_M, hi_M, until, S, scale2, True, H, TILE_N, BLOCK,
+        row_M, lo_M, hi_M, until, S, scale2, True, H, TILE_N, BLOCK, CAP,
     )  # fmt: skip
     place_MH = (row_M.to(tl.int64)[:, None] * N + head) * H + tl.arange(0, H)[None, :]
     tl.store(dq + place_MH, (dq_MH * scale).to(dq.dtype.element_ty), mask=real_M[:, None])

@@ -1,0 +1,68 @@
+"""How many instructions the hot loops of compiled kernels may have: recorded by op and Triton version in ``budgets``.
+
+A loop is hot where it has tensor core instructions and no such loop inside (one that only waits may be). Run the tests of
+compiled kernels with ``MMKIT_RECORD=1``, in one process, to record what there is now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import triton
+
+FOLDER = Path(__file__).parent / "budgets"
+SLACK = 1.05
+"""How many times as many as recorded are still accepted."""
+
+
+def loops(sass: str) -> list[int]:
+    """The instructions of each hot loop, in order of place. A loop is what a backward branch jumps over; what comes after the
+    last exit is waiting, moved out of the way, and jumps back to where it belongs."""
+    labels: dict[str, int] = {}
+    spans: list[tuple[int, int]] = []
+    instructions: list[str] = []
+    for line in sass.splitlines():
+        if label := re.fullmatch(r"(\w+):", line.strip()):
+            labels[label[1]] = len(instructions)
+        elif "\t" in line:
+            instructions.append(line.partition("\t")[2])
+            if (jump := re.search(r"\bBRA\S* (?:\S+, )?(LBB\d+)", instructions[-1])) and jump[1] in labels:
+                spans.append((labels[jump[1]], len(instructions)))
+    product = re.compile(r"HGMMA|HMMA|UTC\w*MMA")
+    last = max((i for i, x in enumerate(instructions) if "EXIT" in x), default=len(instructions))
+    spans = [span for span in spans if span[1] <= last]
+    hot = [span for span in spans if any(product.search(x) for x in instructions[slice(*span)])]
+    inner = [a for a in hot if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in hot)]
+    return [stop - start for start, stop in sorted(inner)]
+
+
+def recorded(op: str) -> dict[str, list[int]]:
+    """Of this Triton version, by kernel; nothing where it has not been recorded."""
+    path = FOLDER / f"{op}.json"
+    return json.loads(path.read_text()).get(triton.__version__, {}) if path.exists() else {}
+
+
+def excess(op: str, kernel: str, sass: str) -> str:
+    """What is over the budget of a kernel; empty where nothing is, or nothing has been recorded for this Triton."""
+    found = loops(sass)
+    if os.environ.get("MMKIT_RECORD"):
+        _record(op, kernel, found)
+    allowed = recorded(op)
+    if not allowed:
+        return ""
+    before = allowed.get(kernel)
+    if before is None or len(before) != len(found) or any(n > SLACK * b for n, b in zip(found, before, strict=True)):
+        return f"its hot loops have {found} instructions, and {before} were recorded"
+    return ""
+
+
+def _record(op: str, kernel: str, found: list[int]) -> None:
+    path = FOLDER / f"{op}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.setdefault(triton.__version__, {})[kernel] = found
+    lines = [f'  "{v}": {{\n' + ",\n".join(f'    "{k}": {json.dumps(n)}' for k, n in sorted(all_.items())) + "\n  }"
+             for v, all_ in sorted(known.items())]  # fmt: skip
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
