@@ -22,9 +22,9 @@ MIXTURE = {"CURVE": "silu", "GATED": True, "W": HIDDEN, "K": DIM}
 
 
 def experts(name: str, arch: int, rows: int) -> Code:
-    """One kernel for one GPU, with SwiGLU."""
+    """One kernel for one GPU, with SwiGLU; ``across`` is `rows` of the backward pass."""
     tiles = configuration(TABLE, arch, rows)
-    tile: Tile = tiles.matrices[1] if name == "matrices" else getattr(tiles, name)
+    tile: Tile = tiles.matrices[1] if name == "matrices" else getattr(tiles, {"across": "rows"}.get(name, name))
     fixed: dict[str, Any] = {"TILE_M": rows, "TILE_N": tile.n, "TILE_K": tile.k}
     types = dict(TYPES)
     fixed["TMA"] = arch >= 90
@@ -33,9 +33,12 @@ def experts(name: str, arch: int, rows: int) -> Code:
     if name == "up":
         fixed |= {**MIXTURE, "KEEP": True}
         types["weight"] = along
-    elif name == "rows":
+    elif name in ("rows", "across"):
         fixed |= {"SCALED": True, "ACROSS": False, "N": DIM, "K": HIDDEN}
         types |= {"x": f"tensordesc<bf16[{rows}, {tile.k}]>", "weight": along}
+        if name == "across":
+            fixed |= {"SCALED": False, "ACROSS": True, "K": 2 * HIDDEN}
+            types["weight"] = across
     elif name == "inner":
         fixed |= MIXTURE
         types["down"] = across
@@ -44,7 +47,7 @@ def experts(name: str, arch: int, rows: int) -> Code:
         fixed |= {"TILE_M": tiles.matrices[0], "GATHER": "right", "N": 2 * HIDDEN, "K": DIM}
     if arch < 90:
         types |= dict.fromkeys(("x", "weight", "down"), "*bf16")
-    kernel = kernels.inner_grad if name == "inner" else getattr(kernels, name)
+    kernel = {"inner": kernels.inner_grad, "across": kernels.rows}.get(name) or getattr(kernels, name)
     return compiled(kernel, arch, types, fixed, warps=tile.warps, stages=tile.stages)
 
 
@@ -60,7 +63,7 @@ REST = [
     (name, arch, rows)
     for arch in (80, 90, 100)
     for rows in (16, 64, 128)
-    for name in ("up", "rows", "inner", "matrices")
+    for name in ("up", "rows", "across", "inner", "matrices")
     if (name, arch, rows) not in MAIN and (name != "matrices" or rows == 128)
 ]
 """Without what differs in no constant: the matrices' own tile does not follow the rows."""

@@ -257,7 +257,15 @@ def _cut(x: Tensor, load: Tensor, count: int) -> tuple[Cut, Tiles]:
     most = count // rows + experts  # of every expert at most one tile is not full
     cut = Cut(rows, most, load.new_empty((3, most)), load.new_empty(experts + 1), tma)
     kernels.tile_map[(triton.cdiv(cut.count, BLOCK),)](
-        load, cut.tiles, cut.start, cut.count, experts, rows, triton.next_power_of_2(experts), BLOCK, **options(4, 1)
+        load,
+        cut.tiles,
+        cut.start,
+        cut.count,
+        experts,
+        rows,
+        max(16, triton.next_power_of_2(experts)),
+        BLOCK,
+        **options(4, 1),
     )
     return cut, use
 
