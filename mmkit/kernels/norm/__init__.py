@@ -37,6 +37,6 @@ def norm(
     mmkit's own choice is `eager` everywhere: `triton`, which reads and writes every row once, has to be named until it has
     been measured on a GPU.
     """
-    given = (t for t in (y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD) if t is not None)
+    given = [t for t in (y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD) if t is not None]
     run = choose_for("norm", "eager", _REASON, x_TD, *given)
     return run(x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD, kind, eps)

@@ -5,6 +5,8 @@ Shape suffixes: T tokens, N query heads, K key heads, H head dim, F turned pairs
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,32 @@ def eager(
 
 
 def _turned(x_TNH: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
+    if x_TNH.requires_grad and torch.is_grad_enabled() and x_TNH.dtype == cos_T1F.dtype:
+        return _Turn.apply(x_TNH, cos_T1F, sin_T1F)
+    return _rotated(x_TNH, cos_T1F, sin_T1F)
+
+
+def _rotated(x_TNH: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
     pairs = cos_T1F.shape[-1]
     first, second, rest = x_TNH.split((pairs, pairs, x_TNH.shape[-1] - 2 * pairs), -1)
-    turned = first * cos_T1F - second * sin_T1F, second * cos_T1F + first * sin_T1F
-    return torch.cat([*(x.to(x_TNH.dtype) for x in turned), rest], -1)
+    turned, other = (first * cos_T1F).sub_(second * sin_T1F), (second * cos_T1F).add_(first * sin_T1F)
+    if turned.dtype != x_TNH.dtype:
+        turned, other = turned.to(x_TNH.dtype), other.to(x_TNH.dtype)
+    return torch.cat((turned, other, rest) if rest.shape[-1] else (turned, other), -1)
+
+
+class _Turn(torch.autograd.Function):
+    """Turned heads that keep nothing but the angles, and are turned back by them.
+
+    Of heads as wide as the angles only: narrower ones are rounded where torch's own backward pass rounds them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TNH: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_T1F, sin_T1F)
+        return _rotated(x_TNH, cos_T1F, sin_T1F)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos_T1F, sin_T1F = ctx.saved_tensors
+        return _turned(grad, cos_T1F, -sin_T1F), None, None
