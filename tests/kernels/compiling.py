@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +37,18 @@ class Code:
 
 
 def compiled(
-    kernel: Any, arch: int, types: Mapping[str, str], fixed: Mapping[str, Any], *, warps: int, stages: int
-) -> Code:
+    kernel: Any, arch: int, types: Mapping[str, str], fixed: Mapping[str, Any], *, warps: int, stages: int,
+    multiples: Sequence[str] = (),
+) -> Code:  # fmt: skip
     """One kernel for one NVIDIA architecture.
 
     `types` gives the type of every argument that is no constant (``*bf16``, ``i32``, ``fp32``, ``tensordesc<bf16[64, 64]>``),
     `fixed` the value of every constant. Pointers are taken to be aligned, as allocations are: unaligned ones would not be read
-    in whole vectors.
+    in whole vectors. The numbers named in `multiples` (strides) are taken to be multiples of 16.
     """
     signature = {name: "constexpr" if name in fixed else types[name] for name in kernel.arg_names}
-    aligned = {(kernel.arg_names.index(a),): [["tt.divisibility", 16]] for a, t in signature.items() if t[0] == "*"}
+    aligned = {(kernel.arg_names.index(a),): [["tt.divisibility", 16]]
+               for a, t in signature.items() if t[0] == "*" or a in multiples}  # fmt: skip
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(fixed), attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     made = compile_source(source, target=GPUTarget("cuda", arch, 32), options=options)

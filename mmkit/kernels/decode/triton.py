@@ -36,7 +36,7 @@ class Tile:
 
 
 TABLE: dict[tuple[int, int, int], Tile] = {
-    # (compute capability, queries, head width). No search at run time: each is compiled and looked at in the tests.
+    # (compute capability, queries, head width). No search at run time: each was compiled and looked at, in the tests the main ones.
     (90, 16, 64): Tile(128, 4, 3, 2),
     (90, 16, 128): Tile(64, 4, 3, 2),
     (90, 64, 64): Tile(64, 4, 3, 2),
