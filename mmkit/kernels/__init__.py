@@ -9,6 +9,7 @@ CATALOGUE = {
     ("decode", "triton_unsplit"): "mmkit.kernels.decode.split:triton_unsplit",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
+    ("nearest_code", "triton"): "mmkit.kernels.vq.fused:triton",
 }
 
 

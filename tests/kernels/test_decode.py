@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from mmkit.errors import ContractError
 from mmkit.kernels.decode import decode, sdpa, split
 from mmkit.kernels.decode.reference import reference
-from mmkit.kernels.decode.split import PARTS, parts_of
 from mmkit.kernels.dispatch import using
+from mmkit.kernels.waves import PARTS, parts_of
 
 
 def given(rows: int, tokens: int, columns: int, heads: tuple[int, int, int] = (4, 2, 16)) -> list[torch.Tensor]:
