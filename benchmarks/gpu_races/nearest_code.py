@@ -1,7 +1,7 @@
 """Nearest code on a GPU: `torch.cdist` and its argmin, the same by one product, `chunked`, and the Triton kernels.
 
-Whether a code is right is judged by its distance in float64: it may be 1e-6 of it farther than the nearest, which float32 calls a
-tie. torch's own products are left as torch sets them: with TF32 allowed they would choose wrong codes.
+Whether a code is right is judged by its squared distance in float64: it may be more than that of the nearest by 1e-6 of the squares
+of vector and code, which float32 calls a tie. torch's own products are left as torch sets them: with TF32 allowed they would choose wrong codes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def gate(
         found = [assign(x, book, parts) for parts in (0, 0, 1, 3)]
         table = torch.cdist(x.double(), book.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
         least = table.amin(1)
-        farther = [float((table.gather(1, f[:, None])[:, 0] / least - 1).max()) for f in found]
+        square, squares = x.double().square().sum(1), book.double().square().sum(1)
+        farther = [float(((table.gather(1, f[:, None])[:, 0] - least) / (square + squares[f])).max()) for f in found]
         whole = [y.round() for y in (x, book)]
         exact = (whole[1].double().square().sum(1) / 2 - whole[0].double() @ whole[1].double().T).argmin(1)
         wrong = float((assign(*whole) != exact).float().mean())
