@@ -22,6 +22,7 @@ CATALOGUE = {
     ("linear", "torch"): "mmkit.kernels.linear.native:native",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",
+    ("nearest_code", "triton"): "mmkit.kernels.vq.fused:triton",
     ("norm", "reference"): "mmkit.kernels.norm.reference:reference",
     ("norm", "eager"): "mmkit.kernels.norm.eager:eager",
     ("norm", "triton"): "mmkit.kernels.norm.triton:fused",

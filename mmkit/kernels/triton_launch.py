@@ -42,6 +42,12 @@ def resident(device: int, warps: int) -> int:
     return max(1, 16 // warps) * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def processors(device: torch.device) -> int:
+    """The multiprocessors of a GPU; of any other device, in the interpreter, a few."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
 def configuration(table: Mapping[Any, C], arch: int, *key: Any) -> C:
     """The entry ``(architecture, *key)`` of the newest architecture in the table that is not newer than `arch`."""
     known = (each[0] for each in table if each[1:] == key and each[0] <= arch)

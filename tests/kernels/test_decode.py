@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from mmkit.errors import ContractError
 from mmkit.kernels.decode import decode, sdpa, split
 from mmkit.kernels.decode.reference import reference
-from mmkit.kernels.decode.split import PARTS, parts_of
 from mmkit.kernels.dispatch import using
+from mmkit.kernels.waves import PARTS, parts_of
 
 
 def given(rows: int, tokens: int, columns: int, heads: tuple[int, int, int] = (4, 2, 16)) -> list[torch.Tensor]:
@@ -22,20 +22,22 @@ def given(rows: int, tokens: int, columns: int, heads: tuple[int, int, int] = (4
     return [torch.randn(shape, generator=chance) for shape in shapes]
 
 
-@pytest.mark.parametrize("columns", [30, 1100])  # of these, rows apart are copied together, and read one by one
+@pytest.mark.parametrize("copied", [0, 1 << 20])  # rows apart are read one by one, and copied together
 @pytest.mark.parametrize("tokens", [1, 7])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("picked", [[2, 3, 4], [0, 1, 3], [5, 0, 2], [1, 1]])
 def test_rows_read_where_they_lie_give_the_bits_of_their_copies(
-    columns: int, tokens: int, masked: bool, picked: list[int]
+    copied: int, tokens: int, masked: bool, picked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sdpa, "COPIED", copied)
+    columns = 150
     _, k, v = given(6, tokens, columns)
     q = given(len(picked), tokens, columns)[0]
     rows, end = torch.tensor(picked), torch.full((len(picked),), columns, dtype=torch.int32)
     mask = torch.rand(len(picked), tokens, columns) < 0.7 if masked else None
     found = decode(q, k, v, rows, end, mask)
-    copied = decode(q, k[rows], v[rows], None, end, mask)
-    assert torch.equal(found, copied)
+    together = decode(q, k[rows], v[rows], None, end, mask)
+    assert torch.equal(found, together)
     whole = [x.repeat_interleave(2, 1) for x in (k[rows], v[rows])]
     # float32, whose sums may be taken in another order
     other = scaled_dot_product_attention(q.transpose(1, 2), *whole, attn_mask=None if mask is None else mask[:, None])

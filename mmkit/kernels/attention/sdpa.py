@@ -62,7 +62,7 @@ class Rows(Plan):
 
     def run(self, q_TNH: Tensor, k_BKCH: Tensor, v_BKCH: Tensor, scale: float | None) -> Tensor:
         """New tokens against the cache rows that `KVCache.write` gave back."""
-        q_RnNH = q_TNH.unflatten(0, (self.rows, -1)) if self.query_Rn is None else q_TNH[self.query_Rn]
+        q_RnNH = q_TNH.view(self.rows, -1, *q_TNH.shape[1:]) if self.query_Rn is None else q_TNH[self.query_Rn]
         out_RnNH = decode(q_RnNH, k_BKCH, v_BKCH, self.rows_R, self.end_R, self.mask_Rnm, scale=scale)
         out_TNH = out_RnNH.flatten(0, 1)
         return out_TNH if self.order_T is None else out_TNH.index_select(0, self.order_T)

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from mmkit.kernels.attention.sdpa import call
 from mmkit.kernels.dispatch import kernel
 
-COPIED = 1 << 15
+COPIED = 1 << 17
 """Numbers in a row of keys below which rows that lie apart are copied together on a CPU: copying them takes less time than a
 call for each stretch of rows does."""
 

@@ -1,4 +1,4 @@
-"""Attention to a cache in Triton: where it runs, and into how many parts a row is split.
+"""Attention to a cache in Triton: where it runs.
 
 Shape suffixes: as in `mmkit.kernels.decode`.
 """
@@ -12,12 +12,6 @@ from torch import Tensor
 from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import kernel
 
-PARTS = 256
-"""Into how many parts a row is split at most."""
-START = 1
-"""What a program takes before its first tile and after its last, in the time of a tile."""
-COMBINING = 2
-"""What the second kernel takes, in the time of a tile."""
 LIMITS: dict[str, Any] = {
     "devices": ("cuda",),
     "dtypes": ("float16", "bfloat16"),
@@ -58,25 +52,6 @@ def triton_unsplit(
     Slower where rows are few and long. Raises `ContractError` as `triton` does.
     """
     return _run(q_RnNH, k_BKCH, v_BKCH, rows_R, end_R, mask_Rnm, scale, 1)
-
-
-def parts_of(programs: int, tiles: int, room: int, ragged: bool) -> int:
-    """Into how many parts rows of `tiles` tiles are split, where unsplit ones are read by `programs` programs, `room` of which
-    run at a time.
-
-    It is the number for which the GPU is done soonest. Programs of one length run in waves, and a last wave takes as long
-    as a full one; those of rows that end anywhere follow each other closely, and take half of what the longest row does on
-    average, then wait for the longest part.
-    """
-
-    def time(parts: int) -> float:
-        longest = -(-tiles // parts)
-        combining = COMBINING if parts > 1 else 0
-        if ragged:
-            return programs * parts / room * (longest / 2 + START) + longest + combining
-        return -(-programs * parts // room) * (longest + START) + combining
-
-    return min(range(1, max(1, min(PARTS, tiles)) + 1), key=time)
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:

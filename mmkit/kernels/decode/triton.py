@@ -5,7 +5,6 @@ Shape suffixes: as in `mmkit.kernels.decode`.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -14,8 +13,8 @@ import triton
 from torch import Tensor
 
 from mmkit.kernels.decode import triton_kernels as kernels
-from mmkit.kernels.decode.split import parts_of
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal
+from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, processors, refusal
+from mmkit.kernels.waves import parts_of
 
 WIDTHS = (64, 128)
 """Head widths there are tiles for; a narrower head takes the next one's, of which only its own part is read."""
@@ -36,7 +35,7 @@ class Tile:
 
 
 TABLE: dict[tuple[int, int, int], Tile] = {
-    # (compute capability, queries, head width). No search at run time: each is compiled and looked at in the tests.
+    # (compute capability, queries, head width). No search at run time: each was compiled and looked at, in the tests the main ones.
     (90, 16, 64): Tile(128, 4, 3, 2),
     (90, 16, 128): Tile(64, 4, 3, 2),
     (90, 64, 64): Tile(64, 4, 3, 2),
@@ -95,7 +94,7 @@ def _decode(
     tiles = -(-columns // tile.n)
     blocks = -(-tokens * groups // queries)
     if not parts:
-        room = tile.resident * _processors(q.device)
+        room = tile.resident * processors(q.device)
         parts = parts_of(blocks * key_heads * count, tiles, room, mask is not None)
     chunk = max(1, -(-tiles // parts)) * tile.n
     parts = max(1, -(-columns // chunk))
@@ -120,8 +119,3 @@ def _decode(
 @_decode.register_fake
 def _(q: Tensor, *rest: object) -> Tensor:
     return q.new_empty(q.shape)
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -17,6 +17,9 @@ def nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
     Of equal scores the lowest index wins; of codes as near as rounding can tell, any may. Scores are computed in float32
     (float64 for float64 vectors) whatever autocast says, and nothing is differentiated. One op (``mmkit::nearest_code``) to
     `torch.compile`.
+
+    On a GPU mmkit's choice is plain torch, too: the Triton kernels have not been measured on one. They run where they are named
+    (``MMKIT_KERNELS=nearest_code=triton``, or the recipe's ``kernels:``).
     """
     dtype = torch.float64 if x_NC.dtype == torch.float64 else torch.float32
     return _nearest_code(x_NC.detach().to(dtype), codes_KC.detach().to(dtype))
