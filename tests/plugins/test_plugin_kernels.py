@@ -150,7 +150,7 @@ def test_two_packages_one_name(odd: Site) -> None:
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ("kernel.matmul.fast", "unknown op 'matmul' of kernel 'fast'. ops are attention, nearest_code"),
+        ("kernel.matmul.fast", "unknown op 'matmul' of kernel 'fast'. ops are attention, cross_entropy, nearest_code"),
         ("kernel.attention.auto", "a kernel cannot be named 'auto'"),
         ("kernel.attention", "'' is no name of a kernel"),
     ],
