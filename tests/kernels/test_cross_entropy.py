@@ -197,6 +197,16 @@ def test_mmkit_chooses_by_the_size_of_the_logits(monkeypatch: pytest.MonkeyPatch
     assert chosen == ["plain", "chunked"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_without_data(name: str) -> None:
+    x, weights, biases, ids = drawn(20, (30, 10))
+    hollow = [t.detach().to("meta").requires_grad_() for t in (x, *weights, *biases)]
+    with using({"cross_entropy": name}):
+        value, nats = linear_cross_entropy(hollow[0], hollow[1:3], hollow[3:], ids.to("meta"), smoothing=0.1)
+    value.sum().backward()
+    assert value.shape == nats.shape == (20,) and [t.grad.shape for t in hollow] == [t.shape for t in hollow]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("bias", [False, True])
 def test_it_is_a_sound_op(dtype: torch.dtype, bias: bool) -> None:

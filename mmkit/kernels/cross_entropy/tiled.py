@@ -43,7 +43,8 @@ def tiled(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op by ``chunked`` or ``triton`` tiles. Under autocast everything is cast to its dtype first, as linear layers do."""
     device = x_SD.device.type
-    if torch.is_autocast_enabled(device) and x_SD.dtype != torch.float64:
+    # Of the meta device torch does not know whether there is autocast.
+    if device != "meta" and torch.is_autocast_enabled(device) and x_SD.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x_SD, weights, biases = x_SD.to(dtype), [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
     found = linear_logsumexp(x_SD, list(weights), list(biases), ids_S, bool(smoothing), how)
