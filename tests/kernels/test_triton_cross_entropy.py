@@ -20,7 +20,7 @@ def interpreted() -> dict[str, Any]:
 
 
 def test_outputs_and_gradients(interpreted: dict[str, Any]) -> None:
-    assert len(interpreted["cases"]) == 12
+    assert len(interpreted["cases"]) == 11
     for name, found in interpreted["cases"].items():
         assert found["dtypes"][0] == "torch.float32", name
         assert max(found["errors"][:2]) < OUTPUTS, (name, found)
@@ -31,8 +31,8 @@ def test_outputs_and_gradients(interpreted: dict[str, Any]) -> None:
 
 
 def test_the_logits_are_never_there(interpreted: dict[str, Any]) -> None:
-    """The largest tensor is the tile of gradients: 200 tokens by 160 codes, of 200 by 400 logits."""
-    assert interpreted["largest"] == 200 * 160
+    """The largest tensor is the tile of gradients: 150 tokens by 160 codes, of 150 by 300 logits."""
+    assert interpreted["largest"] == 150 * 160
 
 
 def test_it_is_a_sound_op_and_compiled(interpreted: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class Tiles(Protocol):
         self, x_sD: Tensor, weight_vD: Tensor, bias_v: Tensor | None, ids_s: Tensor, lse_s: Tensor, grads: Sequence[Tensor]
     ) -> Tensor:  # fmt: skip
         """The gradient ``[s, v]`` of a tile's logits, in the dtype of `x_sD`: ``a softmax(l) + b [id] + c``, where the `grads`
-        are a, b and, where the mean is asked for, c ``[s]``."""
+        are a, b and, where the mean is asked for, c ``[s]``. The next call may write to the same memory."""
         ...
 
 
@@ -43,7 +43,8 @@ def tiled(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op by ``chunked`` or ``triton`` tiles. Under autocast everything is cast to its dtype first, as linear layers do."""
     device = x_SD.device.type
-    if torch.is_autocast_enabled(device) and x_SD.dtype != torch.float64:
+    # Of the meta device torch does not know whether there is autocast.
+    if device != "meta" and torch.is_autocast_enabled(device) and x_SD.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x_SD, weights, biases = x_SD.to(dtype), [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
     found = linear_logsumexp(x_SD, list(weights), list(biases), ids_S, bool(smoothing), how)
@@ -51,12 +52,12 @@ def tiled(
 
 
 def tiles(how: str) -> Tiles:
-    """The tiles of that name."""
+    """The tiles of that name, for one pass."""
     if how == "triton":
         from mmkit.kernels.cross_entropy import triton
 
-        return triton.TILES
-    return chunked_tiles.TILES
+        return triton.TritonTiles()
+    return chunked_tiles.TorchTiles()
 
 
 @torch.library.custom_op("mmkit::linear_logsumexp", mutates_args=())
@@ -68,10 +69,10 @@ def linear_logsumexp(
     target = torch.full(ids.shape, float("nan"), dtype=dtype, device=x.device)
     if not len(x):
         return target.clone(), target, target.clone()
-    parts, first = [], 0
+    by, parts, first = tiles(how), [], 0
     with torch.autocast(x.device.type, enabled=False):
         for weight, bias in _slices(weights, biases):
-            parts.append(tiles(how).sums(x, weight, bias, ids - first, target))
+            parts.append(by.sums(x, weight, bias, ids - first, target))
             first += len(weight)
         # The mean is linear in the hidden states: no logit is needed.
         middle = _mean(x.to(dtype), weights, biases, first) if mean else torch.zeros_like(target)

@@ -108,9 +108,6 @@ class TritonTiles:
         return out
 
 
-TILES = TritonTiles()
-
-
 def _up(count: int) -> int:
     """The next multiple of what rows are aligned to."""
     return -(-count // kernels.ALIGNED.value) * kernels.ALIGNED.value
