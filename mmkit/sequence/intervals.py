@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,23 @@ def interval_plan(queries: Visibility, keys: Visibility, device: torch.device) -
     Sorted by document and rank, the keys of a query's document and of no higher rank are one stretch, and the queries that
     come after a key's own rank are all those past one place. Layouts whose ranks grow along each document stand so already.
     """
+    found = bounds(queries, keys)
+    orders = (_order(order, device) for order in (found.query_order, found.key_order))
+    return intervals(found.lo, found.hi, found.until, device, *orders)
+
+
+class Bounds(NamedTuple):
+    """What `mmkit.kernels.attention.intervals` computes the mask from, and the orders it counts in (None: as they stand)."""
+
+    lo: np.ndarray
+    hi: np.ndarray
+    until: np.ndarray
+    query_order: np.ndarray | None
+    key_order: np.ndarray | None
+
+
+def bounds(queries: Visibility, keys: Visibility) -> Bounds:
+    """One stretch of keys a query, and the first query out of whose sight a hidden key is."""
     query_code, key_code = _code(queries), _code(keys)
     query_order, key_order = (np.argsort(code, kind="stable") for code in (query_code, key_code))
     query_code, key_code, hidden = query_code[query_order], key_code[key_order], keys.hidden[key_order] != 0
@@ -26,7 +45,11 @@ def interval_plan(queries: Visibility, keys: Visibility, device: torch.device) -
     hi = np.where(padding_Q, lo, np.searchsorted(key_code, query_code, "right"))
     past = np.searchsorted(query_code, key_code, "right")
     until = np.where(padding_S, 0, np.where(hidden, past, len(query_code)))
-    return intervals(lo, hi, until, device, *(_order(order, device) for order in (query_order, key_order)))
+    return Bounds(lo, hi, until, *(None if _sorted(order) else order for order in (query_order, key_order)))
+
+
+def _sorted(order: np.ndarray) -> bool:
+    return np.array_equal(order, np.arange(len(order)))
 
 
 def _code(v: Visibility) -> np.ndarray:
@@ -35,5 +58,5 @@ def _code(v: Visibility) -> np.ndarray:
     return (doc << 32) + v.rank
 
 
-def _order(order: np.ndarray, device: torch.device) -> Tensor | None:
-    return None if np.array_equal(order, np.arange(len(order))) else torch.from_numpy(order).to(device)
+def _order(order: np.ndarray | None, device: torch.device) -> Tensor | None:
+    return None if order is None else torch.from_numpy(order).to(device)

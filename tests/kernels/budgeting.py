@@ -29,11 +29,14 @@ def loops(sass: str) -> list[int]:
             labels[label[1]] = len(instructions)
         elif "\t" in line:
             instructions.append(line.partition("\t")[2])
-            if (jump := re.search(r"\bBRA\S* (?:\S+, )?(LBB\d+)", instructions[-1])) and jump[1] in labels:
-                spans.append((labels[jump[1]], len(instructions)))
-    product = re.compile(r"HGMMA|HMMA|UTC\w*MMA")
+            # Targets are labels, or, of some branches, addresses; an instruction has 16 bytes.
+            if jump := re.search(r"\bBRA\S* (?:\S+, )?(LBB\d+|0x[0-9a-f]+)", instructions[-1]):
+                target = int(jump[1], 16) // 16 if jump[1][0] == "0" else labels.get(jump[1], len(instructions))
+                if target < len(instructions):
+                    spans.append((target, len(instructions)))
     last = max((i for i, x in enumerate(instructions) if "EXIT" in x), default=len(instructions))
     spans = [span for span in spans if span[1] <= last]
+    product = re.compile(r"HGMMA|HMMA|UTC\w*MMA")
     hot = [span for span in spans if any(product.search(x) for x in instructions[slice(*span)])]
     inner = [a for a in hot if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in hot)]
     return [stop - start for start, stop in sorted(inner)]
