@@ -18,14 +18,7 @@ from mmkit.kernels.dispatch import kernel
 def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
     """One product for each group that has rows. Where there is none at all, all of them, so that every rank of a sharded run
     uses the weights."""
-    counts = load_G.int().tolist()
-    groups = [group for group, count in enumerate(counts) if count] or range(len(counts))
-    # The backward pass of `unbind` writes the gradient of the stack once, that of indexing once for every group. Without one,
-    # only the matrices that are used are touched.
-    wants_gradient = torch.is_grad_enabled() and weight_GND.requires_grad
-    matrices = weight_GND.unbind() if wants_gradient else weight_GND
-    rows = x_AD.split([counts[group] for group in groups])
-    return torch.cat([F.linear(x, matrices[group]) for x, group in zip(rows, groups, strict=True)])
+    return _products(x_AD, weight_GND, load_G.int().tolist())
 
 
 @kernel()
@@ -34,9 +27,20 @@ def reference(
 ) -> Tensor:
     """``y[t] = sum of weight[a] * down[e] activate(up[e] x[t])`` over the assignments a of token t, each to its expert e."""
     gated = up_EPD.shape[1] != down_EDM.shape[2]
-    inner_AP = grouped_linear(x_TD.index_select(0, token_A), up_EPD, load_E)
-    y_AD = grouped_linear(activate(activation, inner_AP, gated), down_EDM, load_E)
+    counts = load_E.int().tolist()
+    inner_AP = _products(x_TD.index_select(0, token_A), up_EPD, counts)
+    y_AD = _products(activate(activation, inner_AP, gated), down_EDM, counts)
     return combine(y_AD, token_A, weight_A, len(x_TD))
+
+
+def _products(x_AD: Tensor, weight_GND: Tensor, counts: list[int]) -> Tensor:
+    groups = [group for group, count in enumerate(counts) if count] or range(len(counts))
+    # The backward pass of `unbind` writes the gradient of the stack once, that of indexing once for every group. Without one,
+    # only the matrices that are used are touched.
+    wants_gradient = torch.is_grad_enabled() and weight_GND.requires_grad
+    matrices = weight_GND.unbind() if wants_gradient else weight_GND
+    rows = x_AD.split([counts[group] for group in groups])
+    return torch.cat([F.linear(x, matrices[group]) for x, group in zip(rows, groups, strict=True)])
 
 
 def combine(y_AD: Tensor, token_A: Tensor, weight_A: Tensor, tokens: int) -> Tensor:
