@@ -1,7 +1,8 @@
 """Nearest code on a GPU: `torch.cdist` and its argmin, the same by one product, `chunked`, and the Triton kernels.
 
-Whether a code is right is judged by its squared distance in float64: it may be more than that of the nearest by 1e-6 of the squares
-of vector and code, which float32 calls a tie. torch's own products are left as torch sets them: with TF32 allowed they would choose wrong codes.
+Whether a code is right is judged by its squared distance in float64: it may be more than that of the nearest by 1e-6 of the
+squares of vector and code, which float32 calls a tie. torch's own products are left as torch sets them: with TF32 allowed they
+would choose wrong codes.
 """
 
 from __future__ import annotations
