@@ -109,6 +109,7 @@ class Tracker:
             query_Rn=tensor(source_Rn),
             order_T=tensor(order_T),
             mask_Rnm=None if mask_Rnm.all() else tensor(mask_Rnm),
+            alone=(int(rows_R[0]), int(start_R[0]), int(end_R[0])) if len(rows_R) == 1 else None,
         )
 
     def _grow(self, capacity: int) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor
 from mmkit.kernels.dispatch import kernel
 from mmkit.kernels.norm.eager import rms_norm
 
+FEW = 64
+"""Tokens of which calls cost more than what they compute: queries and keys are turned together."""
+
 
 @kernel()
 def eager(
@@ -29,9 +32,13 @@ def eager(
         q_TNH = rms_norm(q_TNH, q_weight_H, eps)
     if k_weight_H is not None:
         k_TKH = rms_norm(k_TKH, k_weight_H, eps)
-    if cos_T1F is not None and sin_T1F is not None:
-        q_TNH, k_TKH = _turned(q_TNH, cos_T1F, sin_T1F), _turned(k_TKH, cos_T1F, sin_T1F)
-    return q_TNH, k_TKH
+    if cos_T1F is None or sin_T1F is None:
+        return q_TNH, k_TKH
+    if len(q_TNH) <= FEW and not torch.is_grad_enabled() and q_TNH.dtype == k_TKH.dtype:
+        both = torch.cat((q_TNH, k_TKH), 1)
+        q_TNH, k_TKH = _rotated(both, cos_T1F, sin_T1F).split((q_TNH.shape[1], k_TKH.shape[1]), 1)
+        return q_TNH, k_TKH
+    return _turned(q_TNH, cos_T1F, sin_T1F), _turned(k_TKH, cos_T1F, sin_T1F)
 
 
 def _turned(x_TNH: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
