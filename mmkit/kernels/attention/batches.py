@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmkit.errors import ContractError
-from mmkit.kernels.attention import capped
+from mmkit.kernels.attention.capped import backward, forward
 from mmkit.kernels.attention.plan import Plan
 
 
@@ -47,7 +47,7 @@ _FLASH = _Calls(_flash, _flash_backward)
 
 
 def _capped(softcap: float) -> _Calls:
-    return _Calls(functools.partial(capped.forward, softcap), functools.partial(capped.backward, softcap))
+    return _Calls(functools.partial(forward, softcap), functools.partial(backward, softcap))
 
 
 @dataclass(frozen=True)
