@@ -81,7 +81,6 @@ class MoE(Transformer):
 
         super().__init__(config, streams, make_block, groups=groups)
         self.routes = True
-        self.looks_ahead = any(pool.router.looks_ahead for m in self.mixtures() for pool in m.pools.values())
         self.experts = sum(pools.values())
         self._tally_LE: Tensor | None
         self.register_buffer("_tally_LE", None, persistent=False)

@@ -382,19 +382,6 @@ def _backbone_crosses(case: Case) -> Iterator[Finding]:
         yield Finding("model.backbone", fact, "write `enters: cross` on a stream, or leave the cross-attention out")
 
 
-@_rule("backbone.ahead", BY_PORT)
-def _backbone_ahead(case: Case) -> Iterator[Finding]:
-    backbone = case.parts.backbone
-    if backbone is None or not backbone.looks_ahead:
-        return
-    for name, stream in case.streams.items():
-        head = case.parts.heads.get(stream.head or "")
-        if head is not None and head.shift == -1:
-            fact = f"head {stream.head!r} writes one token at a time, and what the backbone makes of a token depends on later ones"
-            remedy = "give the backbone a router by which tokens choose, or name a head that fills whole spans"
-            yield Finding(f"model.streams.{name}.head", fact, remedy)
-
-
 @_rule("head.tied", BY_PORT)
 def _head_tied(case: Case) -> Iterator[Finding]:
     for name, head in case.parts.heads.items():

@@ -14,9 +14,8 @@ from mmkit.contracts.values import Hidden, Packed
 class Backbone(Part):
     """Reads a packed sequence; built as ``Class(config, streams)`` with the names of the recipe's streams in order.
 
-    The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition_TD`), `crosses` (reads `Packed.memory`),
-    `routes` (gives `Hidden.routes`) and `looks_ahead` (what it makes of a token depends on tokens that the mask hides from it,
-    later ones among them). Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that
+    The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition_TD`), `crosses` (reads `Packed.memory`) and
+    `routes` (gives `Hidden.routes`). Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that
     the mask stays stated once.
     """
 
@@ -25,7 +24,6 @@ class Backbone(Part):
     modulates: bool = False
     crosses: bool = False
     routes: bool = False
-    looks_ahead: bool = False
 
     def __init__(self, config: Any, streams: Sequence[str]) -> None:
         super().__init__()

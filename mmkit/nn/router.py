@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmkit.contracts.options import Count, NonNegative, Positive
+from mmkit.contracts.options import Count, Fraction, NonNegative, Positive
 from mmkit.contracts.part import Part
 from mmkit.errors import ContractError
 from mmkit.kernels.route import Routed, Scheme, route
@@ -36,12 +36,7 @@ class Choice:
 
 
 class Router(Part):
-    """Chooses among the experts of one pool; built as ``Class(config, experts)``. Only tokens of that pool are shown.
-
-    `looks_ahead` says that the experts of a token depend on tokens after it.
-    """
-
-    looks_ahead: ClassVar[bool] = False
+    """Chooses among the experts of one pool; built as ``Class(config, experts)``. Only tokens of that pool are shown."""
 
     def __init__(self, config: Any, experts: int) -> None:
         super().__init__()
@@ -132,45 +127,60 @@ class TopK(Router):
 class ExpertChoice(Router):
     """Every expert chooses its best tokens, equally many (Zhou et al. 2022, 2202.09368); equal scores go to the lowest index.
 
-    The load is even by construction, so there are no losses; some tokens are read by many experts, some by none. Which they are
-    depends on all tokens that go through the layer at once, those of other samples too. For tokens that are predicted together
-    (masked, flow or diffusion heads) that is a choice like any other. In a stream that is written token by token it leaks what is
-    to be predicted, and a token that is generated alone goes through all experts, as it never did in training: a recipe with
-    such a stream is refused (`backbone.ahead`).
+    The load is even by construction, so there are no losses; some tokens are read by many experts, some by none. In training
+    which they are depends on all tokens that go through the layer at once: in a stream that is written token by token later
+    tokens have a say in it, as in MoMa (2407.21770), which trains so. Elsewhere every token is chosen by itself, so that what
+    is generated does not depend on what comes with it or after it: an expert reads the tokens whose score is at least that of
+    the least token it took in training, a moving average (of each rank by itself; what is saved is the first one's).
     """
-
-    looks_ahead = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Expert choice.
 
         Options:
-            capacity_factor: experts per token, on average: each expert reads this share of what an even split would give it,
-                rounded up, and at most all tokens.
+            capacity_factor: experts per token, on average: in training each expert reads this share of what an even split would
+                give it, rounded up, and at most all tokens.
             score: ``softmax`` over all experts (Zhou et al.), or ``sigmoid`` of each.
             scale: the weights are multiplied by this in the end.
+            memory: share that the moving average of the least scores keeps in every training pass.
         """
 
         capacity_factor: Positive = 2.0
         score: Literal["softmax", "sigmoid"] = "softmax"
         scale: Positive = 1.0
+        memory: Fraction = 0.99
 
     def __init__(self, config: Config, experts: int) -> None:
         super().__init__(config, experts)
         self.config = config
+        # What logits of 0 score: an untrained router lets through about every second token.
+        self.least_E: Tensor
+        self.register_buffer("least_E", torch.full((experts,), 1 / experts if config.score == "softmax" else 0.5))
 
     def forward(self, logits_TE: Tensor) -> Choice:
-        """Equally many assignments for each expert, experts in order, the best token of each first."""
-        (tokens, experts), config, device = logits_TE.shape, self.config, logits_TE.device
-        score_ET = (logits_TE.softmax(-1) if config.score == "softmax" else logits_TE.sigmoid()).T
-        capacity = min(tokens, math.ceil(tokens * config.capacity_factor / experts))
-        token_Ec = score_ET.detach().sort(dim=-1, descending=True, stable=True).indices[:, :capacity]
+        """Assignments of each expert, experts in order; in training equally many, the best token of each first."""
+        score_ET = (logits_TE.softmax(-1) if self.config.score == "softmax" else logits_TE.sigmoid()).T
+        expert_A, token_A = (self._best if self.training else self._good)(score_ET.detach())
         return Choice(
-            token_Ec.flatten(), torch.arange(experts, device=device).repeat_interleave(capacity),
-            score_ET.gather(1, token_Ec).flatten() * config.scale, order_A=torch.arange(token_Ec.numel(), device=device),
-            load_E=torch.full((experts,), float(capacity), device=device),
+            token_A, expert_A, score_ET[expert_A, token_A] * self.config.scale,
+            order_A=torch.arange(len(token_A), device=token_A.device), load_E=load(expert_A, len(score_ET)),
         )  # fmt: skip
+
+    def _best(self, score_ET: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts and tokens of equally many assignments for each expert."""
+        experts, tokens = score_ET.shape
+        capacity = min(tokens, math.ceil(tokens * self.config.capacity_factor / experts))
+        found = score_ET.sort(dim=-1, descending=True, stable=True)
+        if capacity:
+            self.least_E.lerp_(found.values[:, capacity - 1].to(self.least_E), 1 - self.config.memory)
+        expert_A = torch.arange(experts, device=score_ET.device).repeat_interleave(capacity)
+        return expert_A, found.indices[:, :capacity].flatten()
+
+    def _good(self, score_ET: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts and tokens of all assignments that score enough."""
+        expert_A, token_A = (score_ET >= self.least_E[:, None]).nonzero(as_tuple=True)
+        return expert_A, token_A
 
 
 def _check_groups(config: TopK.Config, experts: int) -> None:

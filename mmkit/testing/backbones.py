@@ -39,18 +39,13 @@ def _inline(case: BackboneCase) -> tuple[Any, Packed]:
     return layout, replace(packed, memory=None, memory_plan=None)
 
 
-def _by_the_mask_alone(case: BackboneCase) -> None:
-    if case.part.looks_ahead:
-        raise Inapplicable("it looks ahead, and says so")
-
-
 @check("backbone", each=False)
 def what_it_declares_is_there(case: BackboneCase) -> None:
-    """The constructor sets `dim` and `positions`, and says by truth values whether it modulates, crosses, routes, looks ahead."""
+    """The constructor sets `dim` and `positions`, and says by truth values whether it modulates, crosses and routes."""
     part = case.part
     demand(isinstance(part.dim, int) and part.dim > 0, "dim", f"it is {part.dim!r}")
     demand(isinstance(part.positions, Positions), "positions", f"they are {type(part.positions).__name__}")
-    for flag in ("modulates", "crosses", "routes", "looks_ahead"):
+    for flag in ("modulates", "crosses", "routes"):
         demand(isinstance(getattr(part, flag), bool), flag, f"it is {getattr(part, flag)!r}, not true or false")
 
 
@@ -68,7 +63,6 @@ def hidden_states_have_the_width(case: BackboneCase) -> None:
 @torch.no_grad()
 def packed_equals_one_by_one(case: BackboneCase) -> None:
     """Documents laid end to end give what each gives alone."""
-    _by_the_mask_alone(case)
     layout, packed = _inline(case)
     together = case.part(packed).x_TD
     for number, document in enumerate(documents(MIXED, case.part)):
@@ -82,7 +76,6 @@ def packed_equals_one_by_one(case: BackboneCase) -> None:
 @torch.no_grad()
 def nothing_is_seen_that_the_mask_hides(case: BackboneCase) -> None:
     """Changing one token changes no token that cannot see it, by the one visibility rule, directly or through others."""
-    _by_the_mask_alone(case)
     layout, packed = _inline(case)
     see = torch.from_numpy(Visibility.of(layout).matrix())
     reach = see | torch.eye(len(see), dtype=torch.bool)
@@ -123,7 +116,6 @@ def the_order_of_documents_does_not_matter(case: BackboneCase) -> None:
 @torch.no_grad()
 def cached_equals_uncached(case: BackboneCase) -> None:
     """Two documents read side by side in pieces of changing length, with a cache, give what one pass gives."""
-    _by_the_mask_alone(case)
     part = case.part
     layout, packed = _inline(case)
     whole = part(packed).x_TD

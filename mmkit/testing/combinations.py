@@ -31,7 +31,7 @@ FLOW = {"type": "flow", "steps": 2}
 STREAMS = ("text", "seen", "drawn")
 FLAGS = {
     "connector": ("whole",),
-    "backbone": ("modulates", "crosses", "routes", "looks_ahead"),
+    "backbone": ("modulates", "crosses", "routes"),
     "head": ("conditions", "leads", "shift", "length", "tied", "guidance"),
 }
 WAYS_IN = ("encoder", "tokenizer")
@@ -100,8 +100,6 @@ class Combination:
             wrong, head = _foreseen(name, stream, backbone.dim)
             found |= wrong | ({"backbone.crosses"} if stream.enters == "cross" and not backbone.crosses else set())
             heads += [head] if head is not None else []
-            if head is not None and head.shift == -1 and backbone.looks_ahead:
-                found.add("backbone.ahead")
         streams = [self.text, self.seen, self.drawn]
         crossing = any(stream.enters == "cross" for stream in streams)
         written = [stream.kind for stream in streams if stream.head]

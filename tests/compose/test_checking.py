@@ -42,16 +42,6 @@ def test_a_head_that_writes_token_by_token_needs_a_connector_that_reads_so(tmp_p
     assert found(tmp_path, (text % "ar").replace(", position: learned", "")) == []
 
 
-def test_a_head_that_writes_token_by_token_needs_a_backbone_that_does_not_look_ahead(tmp_path: Path) -> None:
-    """Experts that choose their tokens choose among later ones, too: refused for text, and right for whole images."""
-    chosen = "{type: moe, depth: 1, dim: 32, num_heads: 2, router: {type: expert_choice}}"
-    text = GOOD.replace("{type: dense, depth: 1, dim: 32, num_heads: 2}", chosen)
-    assert found(tmp_path, text) == [(12, "backbone.ahead")]
-    assert found(tmp_path, text.replace("expert_choice", "top_k")) == []
-    read = text.replace(", head: say", "").replace("    say:    {type: ar}\n", "").replace("say: 1.0, ", "")
-    assert found(tmp_path, read) == []
-
-
 def test_check_raises_all_that_examine_finds(tmp_path: Path) -> None:
     overrides = ["model.streams.text.attend=block", "model.heads.paint.time=adaln", "train.loss_weights={sya: 1}"]
     (tmp_path / "r.yaml").write_text(GOOD)

@@ -25,7 +25,7 @@ MISSING = {
     "mar": ["tokenizer label", "backbone mae", "head mar"],
     "metaquery": ["tokenizer hf", "tokenizer dc_ae", "encoder navit", "weights", "head query"],
     "mmada": ["tokenizer hf", "tokenizer lfq", "weights"],
-    "moma": ["router expert_choice"],
+    "moma": [],
     "qwen2-vl": ["tokenizer hf", "encoder navit", "weights"],
     "show-o": ["tokenizer hf", "tokenizer lfq", "weights"],
     "stable-diffusion-3": ["encoder hf_text", "weights", "backbone mmdit"],

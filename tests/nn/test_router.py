@@ -41,12 +41,38 @@ def test_sigmoid_scores_and_a_scale() -> None:
     assert_close(found.weight_A, 2 * torch.tensor([1.0, 2.0]).sigmoid())
 
 
-def test_a_later_token_takes_a_place() -> None:
-    """Why it looks ahead: what is read of the first token depends on the second."""
+def test_in_training_a_later_token_takes_a_place() -> None:
     first, second = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [-1.0, -1.0]])
     taken = [choice(x, capacity_factor=1.0, score="sigmoid").token_A.tolist() for x in (first, second)]
     assert taken == [[1, 1], [0, 0]]
-    assert ExpertChoice.looks_ahead and not TopK.looks_ahead
+
+
+def test_elsewhere_a_token_is_chosen_by_itself() -> None:
+    """As many as in training on average, and the same alone as among others."""
+    torch.manual_seed(0)
+    router = ExpertChoice(ExpertChoice.Config(capacity_factor=2.0), 8)
+    for _ in range(500):
+        router(torch.randn(64, 8))
+    kept = router.least_E.clone()
+    router.eval()
+    logits = torch.randn(1000, 8)
+    whole = router(logits)
+    assert torch.equal(router.least_E, kept), "only training moves what it remembers"
+    assert 1.8 < len(whole.token_A) / 1000 < 2.2
+    pairs = list(zip(whole.token_A.tolist(), whole.expert_A.tolist(), strict=True))
+    for token in range(0, 1000, 97):
+        alone = router(logits[token : token + 1])
+        assert alone.expert_A.tolist() == [expert for t, expert in pairs if t == token]
+        assert torch.equal(alone.weight_A, whole.weight_A[whole.token_A == token])
+
+
+def test_what_is_remembered_is_a_moving_average_of_the_least_scores_and_is_saved() -> None:
+    router = ExpertChoice(ExpertChoice.Config(capacity_factor=1.0, score="sigmoid", memory=0.75), 2)
+    router(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    wanted = 0.75 * 0.5 + 0.25 * torch.tensor([3.0, 2.0]).sigmoid()
+    assert_close(router.state_dict()["least_E"], wanted)
+    router(torch.zeros(0, 2))
+    assert_close(router.least_E, wanted)
 
 
 @pytest.mark.parametrize("router", [TopK(TopK.Config(k=2), 5), ExpertChoice(ExpertChoice.Config(), 5)])

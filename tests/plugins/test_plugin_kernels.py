@@ -138,7 +138,7 @@ def test_two_packages_one_name(odd: Site) -> None:
     odd.add("even-kit", {"kernel.nearest_code.looped": "even_kit:looped", "kernel.attention.dense": "even_kit:dense"})
     known = odd.read()
     assert ops.names(known, "nearest_code") == [
-        "chunked", "even-kit/looped", "farthest", "latest", "odd-kit/looped", "reference", "unmarked",
+        "chunked", "even-kit/looped", "farthest", "latest", "odd-kit/looped", "reference", "triton", "unmarked",
     ]  # fmt: skip
     assert ops.kernel(known, "attention", "dense").owner == "mmkit"
     with pytest.raises(

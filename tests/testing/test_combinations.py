@@ -10,7 +10,7 @@ import torch
 from mmkit import registry
 from mmkit.compose import rules
 from mmkit.testing.catalogue import Fault
-from mmkit.testing.combinations import BODY, FSQ, MODULATED, PATCH, Combination, combined, declared, filler, values
+from mmkit.testing.combinations import FSQ, MODULATED, PATCH, Combination, combined, declared, filler, values
 from mmkit.testing.matrix import compose, tried, weightless
 
 
@@ -32,8 +32,6 @@ def test_what_parts_say_of_themselves_is_what_the_rules_say() -> None:
     assert of(encoder=PATCH).foreseen() == frozenset() and compose(of(encoder=PATCH), known) == ""
     wrong = of(tokenizer=FSQ, backbone=MODULATED)
     assert wrong.foreseen() == {"backbone.modulation"} and compose(wrong, known) == "backbone.modulation"
-    ahead = of(backbone={**BODY, "type": "moe", "router": {"type": "expert_choice"}})
-    assert ahead.foreseen() == {"backbone.ahead"} and compose(ahead, known) == "backbone.ahead"
 
 
 def test_a_rule_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

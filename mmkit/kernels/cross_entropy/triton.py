@@ -16,8 +16,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmkit.errors import ContractError
 from mmkit.kernels.cross_entropy import triton_kernels as kernels
-from mmkit.kernels.cross_entropy.tiled import tiled
-from mmkit.kernels.dispatch import kernel
 from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -52,14 +50,6 @@ TABLE: dict[tuple[int, str], Tile] = {
 }
 INTERPRETED = Tile(64, 128, 64, 1, 1)
 """The interpreter runs a tile at a time in numpy: few large ones."""
-
-
-@kernel(devices=("cuda",), capability=(8, 0))
-def triton(
-    x_SD: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], ids_S: Tensor, smoothing: float, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    """`tiled` by Triton kernels. Logits are float32 throughout. Raises `ContractError` where they do not run."""
-    return tiled("triton", x_SD, weights, biases, ids_S, smoothing, z_loss)
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str:

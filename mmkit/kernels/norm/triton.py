@@ -13,7 +13,6 @@ import triton
 from torch import Tensor
 
 from mmkit.errors import ContractError
-from mmkit.kernels.dispatch import kernel
 from mmkit.kernels.norm import triton_kernels as kernels
 from mmkit.kernels.norm.reference import promoted
 from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal, resident
@@ -52,7 +51,6 @@ def padded(dim: int) -> int:
     return next(width for width in WIDTHS if width >= dim)
 
 
-@kernel(devices=("cuda",), capability=(8, 0), dtypes=("float32", "bfloat16", "float16"))
 def fused(
     x_TD: Tensor,
     y_TD: Tensor | None,
@@ -64,7 +62,7 @@ def fused(
     kind: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """One pass over the rows, and one for the gradients, which are the same bits every time. Rounded once, at the end."""
+    """See `mmkit.kernels.norm.fused.fused`."""
     rows = (_rows(x, x_TD.shape) for x in (x_TD, y_TD, gate_TD))
     more = (_rows(x, x_TD.shape) for x in (scale_TD, shift_TD))
     out_TD, h_TD, _, _ = _norm(*rows, weight_D, bias_D, *more, kind == "layer", eps)

@@ -13,7 +13,6 @@ import triton
 from torch import Tensor
 
 from mmkit.errors import ContractError
-from mmkit.kernels.dispatch import kernel
 from mmkit.kernels.rope import triton_kernels as kernels
 from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal, resident
 
@@ -52,7 +51,6 @@ def constants(heads: tuple[int, int], head_dim: int, pairs: int, rows: int) -> t
     return *heads, head_dim, pairs, rows, triton.next_power_of_2(pairs), triton.next_power_of_2(max(rest, 1))
 
 
-@kernel(devices=("cuda",), capability=(8, 0), dtypes=("float32", "bfloat16", "float16"))
 def fused(
     q_TNH: Tensor,
     k_TKH: Tensor,
@@ -62,7 +60,7 @@ def fused(
     k_weight_H: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """One pass over queries and keys, and one for the gradients, which are the same bits every time. Rounded once, at the end."""
+    """See `mmkit.kernels.rope.fused.fused`."""
     return _rope(q_TNH, k_TKH, cos_T1F, sin_T1F, q_weight_H, k_weight_H, eps)
 
 

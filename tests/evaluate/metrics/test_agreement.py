@@ -53,12 +53,12 @@ def test_it_is_the_mean_log_likelihood_of_the_texts_bytes_and_its_end(metric, dr
     head = scorer.heads["say"]
     for one in drawings:
         text, seen = one.sample.segments[0].content, []
-        hook = head.output.register_forward_hook(lambda m, i, logits, seen=seen: seen.append(logits))
+        hook = head.output.hidden.register_forward_hook(lambda m, given, out, seen=seen: seen.append(given[0]))
         (found,) = values(metric, [one])
         hook.remove()
         rule, of = scorer.router.rules["text"], head.vocabulary.of
         ids = [of("text").offset + byte for byte in text.encode()] + [of("marks").offset + rule.end]
-        wanted = -F.cross_entropy(seen[0][: len(ids)], torch.tensor(ids))
+        wanted = -F.cross_entropy(head.predict(seen[0])[: len(ids)], torch.tensor(ids))
         assert found == pytest.approx(float(wanted), rel=1e-5)
 
 
