@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +169,22 @@ def _chosen(
 @contextmanager
 def using(kernels: Mapping[str, str]) -> Iterator[None]:
     """Inside, these implementations run, by op; the environment still has the last word."""
-    token = _recipe.set(tuple({**dict(_recipe.get(())), **kernels}.items()))
+    with _under(tuple({**dict(_recipe.get(())), **kernels}.items())):
+        yield
+
+
+def recalled() -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """The `context_fn` of `torch.utils.checkpoint.checkpoint`: what is computed again runs by the kernels chosen now.
+
+    It runs in the backward pass: after `using` has ended, or, for a GPU, in a thread that never was inside.
+    """
+    choices = _recipe.get(())
+    return lambda: (nullcontext(), _under(choices))
+
+
+@contextmanager
+def _under(choices: Choices) -> Iterator[None]:
+    token = _recipe.set(choices)
     try:
         yield
     finally:

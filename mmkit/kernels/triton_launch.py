@@ -1,6 +1,6 @@
 """What Triton kernels are launched with: looked up in tables of configurations, never searched for at run time.
 
-Each configuration in a table is compiled ahead of time in the tests, and its machine code looked at.
+The main configurations of every table are compiled ahead of time in the tests, and their machine code is looked at.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class ExpertChoice(Router):
                 give it, rounded up, and at most all tokens.
             score: ``softmax`` over all experts (Zhou et al.), or ``sigmoid`` of each.
             scale: the weights are multiplied by this in the end.
-            memory: share that the moving average of the least scores keeps in every training pass.
+            memory: share that the moving average of the least scores keeps in every step.
         """
 
         capacity_factor: Positive = 2.0
@@ -157,6 +157,7 @@ class ExpertChoice(Router):
         # What logits of 0 score: an untrained router lets through about every second token.
         self.least_E: Tensor
         self.register_buffer("least_E", torch.full((experts,), 1 / experts if config.score == "softmax" else 0.5))
+        self._taken_E: Tensor | None = None
 
     def forward(self, logits_TE: Tensor) -> Choice:
         """Assignments of each expert, experts in order; in training equally many, the best token of each first."""
@@ -173,9 +174,16 @@ class ExpertChoice(Router):
         capacity = min(tokens, math.ceil(tokens * self.config.capacity_factor / experts))
         found = score_ET.sort(dim=-1, descending=True, stable=True)
         if capacity:
-            self.least_E.lerp_(found.values[:, capacity - 1].to(self.least_E), 1 - self.config.memory)
+            self._taken_E = found.values[:, capacity - 1]
         expert_A = torch.arange(experts, device=score_ET.device).repeat_interleave(capacity)
         return expert_A, found.indices[:, :capacity].flatten()
+
+    @torch.no_grad()
+    def rebalance(self, load_E: Tensor) -> None:
+        """Remembers the least scores of the last training pass: here, since activation checkpointing makes a pass twice."""
+        if self._taken_E is not None:
+            self.least_E.lerp_(self._taken_E.to(self.least_E), 1 - self.config.memory)
+            self._taken_E = None
 
     def _good(self, score_ET: Tensor) -> tuple[Tensor, Tensor]:
         """Experts and tokens of all assignments that score enough."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkit.contracts.backbone import Backbone
 from mmkit.contracts.values import Hidden, Packed, Route
+from mmkit.kernels.dispatch import recalled
 from mmkit.nn.block import Context, CrossBlock, Last
 from mmkit.nn.cache import KVCache
 from mmkit.nn.modulation import Conditioning
@@ -99,7 +100,9 @@ class Transformer(Backbone):
     def _run(self, block: nn.Module, x_TD: Tensor, context: Context) -> tuple[Tensor, Any]:
         if self.recompute and torch.is_grad_enabled() and context.cache is None:
             # Nothing in a block is random, so there is no generator state worth restoring.
-            return checkpoint(block, x_TD, context, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(
+                block, x_TD, context, use_reentrant=False, preserve_rng_state=False, context_fn=recalled()
+            )  # fmt: skip
         return block(x_TD, context)
 
 

@@ -230,6 +230,18 @@ def test_a_model_runs_by_the_kernels_of_its_recipe(caplog: pytest.LogCaptureFixt
     torch.testing.assert_close(losses["reference"], losses["batches"], rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_computed_again_runs_by_the_same_kernels(caplog: pytest.LogCaptureFixture, known: Registry) -> None:
+    model = UnifiedModel(loads(RECIPE, ["kernels.norm=reference"], registry=known))
+    model.backbone.recompute = True
+    (batch,) = model.batches([Sample("s", (Segment("text", "what is seen", "target"),))], step=0, budget=100)
+    loss = model(batch).heads["say"].value_S.sum()
+    _forget()
+    with caplog.at_level(logging.INFO, "mmkit"):
+        caplog.clear()
+        loss.backward()
+    assert {said for said in _said(caplog) if said.startswith("norm")} == {"norm on cpu: reference (kernels.norm)"}
+
+
 # The kernels above are known to this file alone, and their module is loaded.
 @pytest.mark.filterwarnings("ignore:.*which is not installed")
 def test_training_and_judging_go_by_them_too(caplog: pytest.LogCaptureFixture, known: Registry, tmp_path: Path) -> None:
