@@ -86,3 +86,8 @@ def test_rows_that_are_too_wide_for_the_triton_kernel() -> None:
         ContractError, match=r"^norm: the kernel 'triton' takes rows at most 8192 wide, and these are 9000"
     ):
         fused(torch.zeros(1, 9000), *[None] * 6, "rms", 1e-6)
+
+
+def test_another_kind_of_norm_is_refused() -> None:
+    with pytest.raises(ContractError, match=r"norm: there is no norm 'rsm'\. take rms or layer"):
+        norm(torch.randn(3, 8), "rsm")

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmkit.errors import ContractError
 from mmkit.kernels import cross_entropy as op
 from mmkit.kernels.cross_entropy import chunked_tiles, linear_cross_entropy, tiled
+from mmkit.kernels.cross_entropy.chunked import chunked
 from mmkit.kernels.dispatch import choose_for, using
 
 NAMES = ("plain", "chunked", "reference")
@@ -152,8 +154,8 @@ def test_no_loss_is_below_zero() -> None:
 def test_an_id_outside_the_vocabulary_gives_no_number() -> None:
     x, weights, biases, ids = drawn(5, (7, 5))
     ids[2] = 12
-    with using({"cross_entropy": "chunked"}):
-        assert linear_cross_entropy(x, weights, biases, ids)[0].isnan().tolist() == [i == 2 for i in range(5)]
+    # The kernel itself, as on a GPU, where nobody looks at the ids before.
+    assert chunked(x, weights, biases, ids, 0.0, 0.0)[0].isnan().tolist() == [i == 2 for i in range(5)]
 
 
 class Largest(TorchDispatchMode):
@@ -229,3 +231,11 @@ def test_it_is_compiled(name: str) -> None:
         found, wanted = compiled(x, weights, biases, ids), loss(x, weights, biases, ids)
     for a, b in zip(results(found, leaves), results(wanted, leaves), strict=True):
         torch.testing.assert_close(a, b)  # of float32
+
+
+@pytest.mark.parametrize("name", ["plain", "chunked", "reference"])
+@pytest.mark.parametrize("wrong", [-100, -1, 8])
+def test_an_id_beyond_the_vocabulary_is_refused(name: str, wrong: int) -> None:
+    weights = [torch.randn(5, 4), torch.randn(3, 4)]
+    with using({"cross_entropy": name}), pytest.raises(ContractError, match=f"id {wrong} is none of the 8 of the voc"):
+        linear_cross_entropy(torch.randn(3, 4), weights, [], torch.tensor([0, wrong, 7]))

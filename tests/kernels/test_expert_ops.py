@@ -189,3 +189,15 @@ def test_it_compiles_into_one_graph_in_half_precision() -> None:
     assert torch.equal(found, wanted)
     both = (torch.autograd.grad(y, factors, torch.ones_like(y)) for y in (found, wanted))
     assert all(map(torch.equal, *both))
+
+
+def test_rows_that_no_group_claims_are_refused() -> None:
+    x, load = torch.randn(3, 8), torch.tensor([1, 1])
+    with pytest.raises(
+        ContractError, match=r"experts: the loads add up to 2, and there are 3 rows\. count every row once"
+    ):
+        experts(
+            x, torch.randn(2, 8, 8), torch.randn(2, 8, 4), torch.tensor([0, 1, 2]), torch.ones(3), load, "swiglu"
+        )  # fmt: skip
+    with pytest.raises(ContractError, match="grouped_linear: the loads add up to 2"):
+        grouped_linear(x, torch.randn(2, 4, 8), load)

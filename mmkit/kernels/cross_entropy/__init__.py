@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import choose_for
 
 CPU_LOGITS = 1 << 26
@@ -39,9 +40,15 @@ def linear_cross_entropy(
 
     mmkit chooses `plain`, which makes all logits, where they are few, and `chunked` beyond `CPU_LOGITS` on a CPU or `LOGITS`
     elsewhere. `triton` has not been measured on a GPU yet, so it must be named. Raises `ContractError` where an
-    implementation that is named does not run.
+    implementation that is named does not run, and on ids beyond the vocabulary: on a CPU, where looking costs nothing.
     """
-    count = len(x_SD) * sum(len(weight) for weight in weights)
+    codes = sum(len(weight) for weight in weights)
+    if ids_S.is_cpu and len(ids_S) and not torch.compiler.is_compiling():
+        least, most = (int(bound) for bound in torch.aminmax(ids_S))
+        if least < 0 or most >= codes:
+            fact = f"id {least if least < 0 else most} is none of the {codes} of the vocabulary"
+            raise ContractError("cross_entropy", fact, "give ids from 0; tokens that do not count have weight 0")
+    count = len(x_SD) * codes
     fits = count <= (CPU_LOGITS if x_SD.device.type == "cpu" else LOGITS)
     own, reason = ("plain", FIT) if fits else ("chunked", EXCEED)
     run = choose_for("cross_entropy", own, reason, x_SD, *weights, *biases)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import capability, choose_for
 from mmkit.kernels.experts.grouped import CAPABILITY, DEVICES, why_not
 
@@ -34,6 +35,7 @@ def experts(
     Triton kernels (``experts=triton``: gathering, activation and weights are part of the products; the same bits every time)
     have not been timed on a GPU, and run only where they are named.
     """
+    _check("experts", load_E, len(token_A))
     x_TD, up_EPD, down_EDM = _cast(x_TD, up_EPD, down_EDM)
     if len(token_A) < len(up_EPD) and _reads_loads(x_TD):
         own, reason = "reference", "it touches the matrices of the few experts that are read, and no others"
@@ -50,9 +52,18 @@ def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
     ``load_G`` (of any dtype) says how many rows each group has. A group may be an expert, or a modality with weights of its own
     (mixture-of-transformers, 2411.04996). Differentiable in `x` and `weight`; chosen as for `experts`.
     """
+    _check("grouped_linear", load_G, len(x_AD))
     x_AD, weight_GND = _cast(x_AD, weight_GND)
     own = _own(x_AD.device, x_AD.dtype, *weight_GND.shape[1:])
     return choose_for("grouped_linear", own, _REASONS[own], x_AD, weight_GND)(x_AD, weight_GND, load_G)
+
+
+def _check(op: str, load: Tensor, rows: int) -> None:
+    """Rows that no group claims would be read from memory that nobody wrote. On a GPU looking would wait for it."""
+    if load.is_cpu and not torch.compiler.is_compiling() and int(load.sum()) != rows:
+        raise ContractError(
+            op, f"the loads add up to {int(load.sum())}, and there are {rows} rows", "count every row once"
+        )
 
 
 def _cast(*factors: Tensor) -> tuple[Tensor, ...]:

@@ -5,13 +5,15 @@ Shape suffixes: T tokens (any leading axes), D channels.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
+from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import choose_for
 
 Kind = Literal["rms", "layer"]
+KINDS = get_args(Kind)
 _REASON = "plain torch: on a CPU the fewest passes, and elsewhere until the Triton kernels have been measured"
 
 
@@ -37,6 +39,8 @@ def norm(
     mmkit's own choice is `eager` everywhere: `triton`, which reads and writes every row once, has to be named until it has
     been measured on a GPU.
     """
+    if kind not in KINDS:
+        raise ContractError("norm", f"there is no norm {kind!r}", f"take {' or '.join(KINDS)}")
     given = [t for t in (y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD) if t is not None]
     run = choose_for("norm", "eager", _REASON, x_TD, *given)
     return run(x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD, kind, eps)
