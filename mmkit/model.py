@@ -32,7 +32,7 @@ from mmkit.generate import generate
 from mmkit.kernels.dispatch import using
 from mmkit.routing import Batch, Router
 from mmkit.sequence.layout import Span
-from mmkit.sequence.lowering import lower
+from mmkit.sequence.lowering import lower, lower_both
 from mmkit.sequence.visibility import Visibility
 from mmkit.store import Store
 
@@ -382,9 +382,10 @@ class UnifiedModel(nn.Module):
             keys = Visibility(layout.memory_doc, block.rank, block.hidden)
             memory = Packed(memory_TD, self._index(block.positions), self._index(block.stream), None)
             memory_plan = lower(seen, keys, device=self.device)
+        plan, window_plan = lower_both(seen, self.backbone.window, self.device)
         return Packed(
             x_TD, self._index(layout.tokens.positions), self._index(layout.tokens.stream),
-            lower(seen, None, device=self.device), condition, memory, memory_plan,
+            plan, condition, memory, memory_plan, window_plan,
         )  # fmt: skip
 
     def _losses(self, batch: Batch, hidden_TD: Tensor, works: dict[str, list[_Work]]) -> dict[str, TokenLoss]:

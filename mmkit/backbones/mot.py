@@ -48,8 +48,13 @@ class MoT(Transformer):
         """What all blocks of one pass share, also by tower."""
         whole = super().context(packed, cache)
         assert whole.split is not None
-        turns = tuple(None if whole.turn is None else whole.turn.take(group) for group in whole.split.groups)
-        return TowerContext(**vars(whole), turns=turns, conditions=_apart(whole.split, whole.condition))
+        turns, window_turns = (
+            tuple(None if turn is None else turn.take(group) for group in whole.split.groups)
+            for turn in (whole.turn, whole.window_turn if whole.windowed else None)
+        )
+        return TowerContext(
+            **vars(whole), turns=turns, conditions=_apart(whole.split, whole.condition), window_turns=window_turns
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class TowerContext(Context):
 
     turns: tuple[Turn | None, ...] = ()
     conditions: tuple[Tensor | None, ...] = ()
+    window_turns: tuple[Turn | None, ...] = ()
 
 
 class TowerBlock(nn.Module):
@@ -73,10 +79,11 @@ class TowerBlock(nn.Module):
         split, blocks = context.split, list(self.towers.values())
         assert split is not None
         parts = split.apart(x_TD)
+        turns = context.window_turns if self.layer in context.windowed else context.turns
         changes = [block.changes(c) for block, c in zip(blocks, context.conditions, strict=True)]
         asked = [
             block.before_attention(x, change, turn)
-            for block, x, change, turn in zip(blocks, parts, changes, context.turns, strict=True)
+            for block, x, change, turn in zip(blocks, parts, changes, turns, strict=True)
         ]
         q_TNH, k_TKH, v_TKH = (split.together(each) for each in zip(*asked, strict=True))
         attended = split.apart(context.attend(self.layer, q_TNH, k_TKH, v_TKH))

@@ -20,7 +20,8 @@ class Packed:
     """Many samples laid end to end, no padding: what a backbone reads.
 
     `x_TD` embeddings; `positions_TA` integer coordinates; `stream_T` the index of the stream that owns each token;
-    `plan` the lowered visibility rule, executed by `mmkit.kernels.attention.attend`; `condition_TD` conditioning (noise
+    `plan` the lowered visibility rule, executed by `mmkit.kernels.attention.attend`; `window_plan` the same through the
+    backbone's `window`, where it has one; `condition_TD` conditioning (noise
     level, class) per token, zero where there is none, or None where nothing is conditioned. `memory` holds tokens that
     enter by cross-attention only, `memory_plan` who sees them.
     """
@@ -32,6 +33,7 @@ class Packed:
     condition_TD: Tensor | None = None
     memory: Packed | None = None
     memory_plan: Any = None
+    window_plan: Any = None
 
 
 @dataclass(frozen=True)

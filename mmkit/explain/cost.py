@@ -177,6 +177,7 @@ class _Ghost:
         packed = Packed(
             x_TD, torch.from_numpy(layout.tokens.positions), torch.from_numpy(layout.tokens.stream).long(), plan,
             None, memory, memory_plan if memory_count else None,
+            None if self.backbone.window is None else plan,
         )  # fmt: skip
         with _any_expert(self.backbone):
             torch.func.functional_call(self.backbone, self.fakes, (packed,))

@@ -53,7 +53,7 @@ def _forward(
         for block, commit in ((r.block[: r.commit], True), (r.block[r.commit :], False))
     ]
     cache.reserve(tracker.needed(new))
-    plan = tracker.plan(new, model.device)
+    plan, window_plan = tracker.plans(new, model.device, model.backbone.window)
     block = concatenate([r.block for r in reads])
     x_TD = _embedded(model, reads)
     condition = None
@@ -71,6 +71,7 @@ def _forward(
         condition,
         memory,
         memory_plan,
+        window_plan,
     )
     return list(model.backbone(packed, cache).x_TD.split([len(r.block) for r in reads]))
 

@@ -39,13 +39,14 @@ class Site:
     """Where an op is to run.
 
     `dtype` is None where it is not known yet, `backward` tells that gradients are wanted, `capability` is that of a CUDA
-    device and ``(0, 0)`` elsewhere.
+    device and ``(0, 0)`` elsewhere. `window`: a mask with a sliding window (of attention alone).
     """
 
     device: str
     dtype: torch.dtype | None = None
     backward: bool = False
     capability: tuple[int, int] = (0, 0)
+    window: bool = False
 
     @classmethod
     def of(cls, x: Tensor, *others: Tensor) -> Site:
@@ -59,18 +60,21 @@ class Limits:
     """Where an implementation runs. An empty tuple is no limit.
 
     `devices` are types (``cpu``, ``cuda``), `dtypes` names (``float32``), `capability` the least one of a CUDA device;
-    on the devices of `forward_only` it gives no gradients.
+    on the devices of `forward_only` it gives no gradients. `windows`: a kernel for attention that knows sliding windows.
     """
 
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     capability: tuple[int, int] = (0, 0)
     forward_only: tuple[str, ...] = ()
+    windows: bool = False
 
     def refusal(self, site: Site) -> str:
         """Why it does not run there; empty where it does."""
         if self.devices and site.device not in self.devices:
             return f"runs on {' and '.join(self.devices)}, and this is {site.device}"
+        if site.window and not self.windows:
+            return "knows no sliding windows"
         name = str(site.dtype).removeprefix("torch.")
         if self.dtypes and site.dtype is not None and name not in self.dtypes:
             return f"takes {' and '.join(self.dtypes)}, and this is {name}"

@@ -29,7 +29,8 @@ class Context:
     """What every block of one forward pass reads.
 
     `condition` is what blocks make their change of, `last_condition` what the last norm makes its of; `split` says which
-    tokens belong to which tower or pool; the memory is empty where the batch has none.
+    tokens belong to which tower or pool; the memory is empty where the batch has none. Layers in `windowed` see through the
+    window: by `window_plan`, their heads turned by `window_turn`.
     """
 
     turn: Turn | None
@@ -40,12 +41,20 @@ class Context:
     split: Split | None = None
     memory_SD: Tensor | None = None
     memory_plan: Any = None
+    windowed: frozenset[int] = frozenset()
+    window_plan: Any = None
+    window_turn: Turn | None = None
+
+    def turn_of(self, layer: int) -> Turn | None:
+        """How a layer's heads are turned."""
+        return self.window_turn if layer in self.windowed else self.turn
 
     def attend(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         """What each token reads of those it sees, in this sequence and in the cache."""
+        plan = self.window_plan if layer in self.windowed else self.plan
         if self.cache is not None:
-            k_TKH, v_TKH = self.cache.write(layer, k_TKH, v_TKH, self.plan)
-        return attend(q_TNH, k_TKH, v_TKH, self.plan)
+            k_TKH, v_TKH = self.cache.write(layer, k_TKH, v_TKH, plan)
+        return attend(q_TNH, k_TKH, v_TKH, plan)
 
 
 class Block(nn.Module):
@@ -70,7 +79,8 @@ class Block(nn.Module):
     def forward(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Any]:
         """``[T, D]`` to ``[T, D]``, and what the MLP has to report."""
         changes = self.changes(context.condition)
-        attended_TNH = context.attend(self.layer, *self.before_attention(x_TD, changes, context.turn))
+        asked = self.before_attention(x_TD, changes, context.turn_of(self.layer))
+        attended_TNH = context.attend(self.layer, *asked)
         return self.after_attention(x_TD, attended_TNH, changes, context.split)
 
     def changes(self, condition: Tensor | None) -> Changes:

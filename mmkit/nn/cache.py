@@ -81,5 +81,5 @@ class KVCache:
 
 
 def _read(store: Tensor, plan: Rows) -> Tensor:
-    read = store[:, :, : plan.columns]
+    read = store[:, :, plan.first : plan.columns]
     return read[: plan.rows] if plan.rows_R is None else read

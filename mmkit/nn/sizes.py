@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mmkit.contracts.options import Count, Positive, Spec, part
+from mmkit.contracts.options import Count, Positive, Size, Spec, part
 from mmkit.errors import ContractError
 
 Activation = Literal["swiglu", "geglu", "geglu_tanh", "reglu", "silu", "gelu", "gelu_tanh", "relu", "relu2"]
@@ -26,6 +26,31 @@ class CrossAttention:
 
     every: Count = 1
     gated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Layers in which a token looks back only so far, as in Mistral (Jiang et al. 2023) or Gemma 3 (2025).
+
+    It sees what it sees anyway, as long as that is of its own rank (the span that it sees all of) or fewer than `size`
+    positions before it.
+
+    Options:
+        size: positions a token sees, its own counted.
+        full_every: layers full_every, 2 * full_every, ... see everything (2: Gemma 2, 6: Gemma 3); 0: no layer does (Mistral).
+        first_full: so many layers at the start see everything, too (Qwen2's ``max_window_layers``).
+        positions: the scheme whose frequencies turn the heads of windowed layers (Gemma 3 has another base there); default
+            that of the others, which places the tokens in any case.
+    """
+
+    size: Count
+    full_every: Size = 0
+    first_full: Size = 0
+    positions: Spec | None = part("positions", default=None)
+
+    def looks(self, layer: int) -> bool:
+        """Whether this layer, counted from 0, is a windowed one."""
+        return layer >= self.first_full and not (self.full_every and (layer + 1) % self.full_every == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +75,7 @@ class Sizes:
         modulation: ``adaln``: a noise level or class scales, shifts and gates every block, through a linear layer of its
             own that starts at zero (DiT); ``adaln_single``: through one layer for all blocks and a table in each (PixArt).
         cross_attention: layers that read the memory (`every`, `gated`).
+        window: layers that look back only so far (`size`, `full_every`, `first_full`, `positions`).
     """
 
     depth: Count
@@ -67,6 +93,7 @@ class Sizes:
     positions: Spec = part("positions", default="rope")
     modulation: Literal["none", "adaln", "adaln_single"] = "none"
     cross_attention: CrossAttention | None = None
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.dim % self.num_heads:
@@ -81,6 +108,16 @@ class Sizes:
             )  # fmt: skip
         if self.hidden_dim is not None and self.mlp_ratio is not None:
             raise ContractError("mlp_ratio", "`hidden_dim` says the same thing already", "give one of the two")
+        if self.window is not None and not self.windowed:
+            raise ContractError(
+                "window", f"none of the {self.depth} layers would be windowed",
+                "raise `full_every` above 1 and lower `first_full`, or leave `window` out",
+            )  # fmt: skip
+
+    @property
+    def windowed(self) -> frozenset[int]:
+        """The layers that see through the window."""
+        return frozenset(n for n in range(self.depth) if self.window is not None and self.window.looks(n))
 
     @property
     def kv_heads(self) -> int:

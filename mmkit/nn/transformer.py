@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmkit.contracts.backbone import Backbone
+from mmkit.contracts.positions import Positions
 from mmkit.contracts.values import Hidden, Packed, Route
+from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import recalled
 from mmkit.nn.block import Context, CrossBlock, Last
 from mmkit.nn.cache import KVCache
@@ -49,6 +51,9 @@ class Transformer(Backbone):
         self.crosses = sizes.cross_attention is not None
         self.positions = sizes.positions.build()
         self.rotary = Rotary(self.positions, sizes.head_width)
+        self.window = None if sizes.window is None else sizes.window.size
+        self.windowed = sizes.windowed
+        self.window_rotary = _window_rotary(sizes, self.positions, self.rotary)
         self.conditioning = Conditioning(sizes.modulation, sizes.dim) if sizes.modulation != "none" else None
         self.blocks = nn.ModuleList(make_block(layer) for layer in range(sizes.depth))
         self.cross_blocks = _cross_blocks(sizes)
@@ -69,6 +74,7 @@ class Transformer(Backbone):
         """What all blocks of one pass share, computed once."""
         assert self.modulates or packed.condition_TD is None, "this backbone does not modulate"
         assert self.crosses or packed.memory is None, "this backbone has no cross-attention"
+        assert self.window is None or packed.window_plan is not None, "this backbone has a window: make `Packed.window_plan`"
         condition = last_condition = memory_SD = split = None
         if self.conditioning is not None:
             given = packed.condition_TD
@@ -78,9 +84,11 @@ class Transformer(Backbone):
         if self.groups is not None:
             group = torch.tensor(self.groups, device=packed.stream_T.device)
             split = Split.of(group[packed.stream_T], max(self.groups) + 1)
+        turn = self.rotary(packed.positions_TA)
+        window_turn = turn if self.window_rotary is self.rotary else self.window_rotary(packed.positions_TA)
         return Context(
-            self.rotary(packed.positions_TA), packed.plan, cache, condition, last_condition, split, memory_SD,
-            packed.memory_plan,
+            turn, packed.plan, cache, condition, last_condition, split, memory_SD, packed.memory_plan,
+            self.windowed, packed.window_plan, window_turn,
         )  # fmt: skip
 
     def losses(self, reports: Sequence[Any]) -> dict[str, Tensor]:
@@ -104,6 +112,19 @@ class Transformer(Backbone):
                 block, x_TD, context, use_reentrant=False, preserve_rng_state=False, context_fn=recalled()
             )  # fmt: skip
         return block(x_TD, context)
+
+
+def _window_rotary(sizes: Sizes, positions: Positions, rotary: Rotary) -> Rotary:
+    """What turns heads in windowed layers."""
+    if sizes.window is None or sizes.window.positions is None:
+        return rotary
+    own = sizes.window.positions.build()
+    if own.axes != positions.axes:
+        raise ContractError(
+            "window.positions", f"{own.axes} axes of positions, and `positions` places tokens on {positions.axes}",
+            "name the same scheme with other frequencies, or leave it out",
+        )  # fmt: skip
+    return Rotary(own, sizes.head_width)
 
 
 def _cross_blocks(sizes: Sizes) -> nn.ModuleDict:

@@ -17,7 +17,7 @@ from mmkit.kernels.attention import Dense, Flex, Plain, Plan
 from mmkit.kernels.dispatch import Site, capability, choose, kernel
 from mmkit.registry import AUTO
 from mmkit.sequence.tiles import cut
-from mmkit.sequence.visibility import PADDING, Visibility, visible
+from mmkit.sequence.visibility import PADDING, Visibility, visible, within
 
 DENSE_ON_GPU = 1024
 """Up to this many keys one dense call is cheaper than compiling and launching FlexAttention."""
@@ -29,13 +29,30 @@ def lower(
     """The plan for these queries and keys (None: the queries themselves) on a device.
 
     `implementation` names the kernel, whatever the environment and the recipe say. Where gradients are enabled, the kernel
-    must give them. mmkit's own choice is ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences;
+    must give them; where the queries see through a window that hides any key, it must know windows. mmkit's own choice is ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences;
     ``triton`` must be named until it has been measured on one. Raises as `mmkit.kernels.dispatch.choose` does.
     """
     device = torch.device(device)
+    if queries.window is not None and not queries.cut_short(queries if keys is None else keys):
+        queries = queries.windowed(None)
     keys = queries if keys is None else keys
-    site = Site(device.type, backward=torch.is_grad_enabled(), capability=capability(device))
+    site = Site(
+        device.type, backward=torch.is_grad_enabled(), capability=capability(device), window=queries.window is not None
+    )  # fmt: skip
     return choose("attention", site, *_own(device.type, len(keys)), named=implementation)(queries, keys, device)
+
+
+def lower_both(
+    seen: Visibility, window: int | None, device: torch.device | str, implementation: str = AUTO
+) -> tuple[Plan, Plan | None]:
+    """The plan of a sequence, and that of layers that see it through a window (None: there are none).
+
+    They are one where the window hides nothing.
+    """
+    plan = lower(seen, device=device, implementation=implementation)
+    if window is None or not seen.windowed(window).cut_short(seen):
+        return plan, None if window is None else plan
+    return plan, lower(seen.windowed(window), device=device, implementation=implementation)
 
 
 def _own(device: str, keys: int) -> tuple[str, str]:
@@ -48,25 +65,25 @@ def _own(device: str, keys: int) -> tuple[str, str]:
     return "flex", "long sequences on a GPU"
 
 
-@kernel()
+@kernel(windows=True)
 def reference(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
     """The plain statement, with all scores in memory: what the others are tested against."""
     return Plain(torch.from_numpy(queries.matrix(keys)).to(device))
 
 
-@kernel()
+@kernel(windows=True)
 def dense(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
     """One call of torch's scaled_dot_product_attention with the whole mask."""
     return Dense(torch.from_numpy(_open(queries, keys)).to(device), _blind(queries, keys, device))
 
 
-@kernel(devices=("cpu",))
+@kernel(devices=("cpu",), windows=True)
 def batches(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
     """A few calls of torch's flash kernel for the CPU that leave out what the mask hides."""
     return cut(queries, keys)
 
 
-@kernel(devices=("cpu", "cuda"), forward_only=("cpu",))
+@kernel(devices=("cpu", "cuda"), forward_only=("cpu",), windows=True)
 def flex(queries: Visibility, keys: Visibility, device: torch.device) -> Plan:
     """Torch's FlexAttention, compiled on a GPU; on the CPU without gradients."""
     from torch.nn.attention.flex_attention import create_block_mask  # slow to import, and rarely wanted
@@ -102,4 +119,11 @@ def mask_mod(queries: Visibility, keys: Visibility, device: torch.device) -> Cal
     def allowed(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return visible(q_doc[q], q_rank[q], k_doc[k], k_rank[k], k_hidden[k])
 
-    return allowed
+    if (window := queries.window) is None:
+        return allowed
+    q_position, k_position = (torch.from_numpy(x.position).to(device) for x in (queries, keys))
+
+    def near(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return allowed(batch, head, q, k) & within(q_rank[q], q_position[q], k_rank[k], k_position[k], window)
+
+    return near

@@ -5,6 +5,9 @@ to the last of its own rank, and, where its rank has hidden keys, the stretch of
 call without a mask. Neighbours whose stretches grow from one to the next share a call for what the first of them sees, and
 one with a mask for the rest. So no mask is as wide as a long document.
 
+A sliding window makes the stretches begin later from query to query: neighbours then share a call with a mask for where they
+begin, too. Only where positions go back along a document's ranks may a stretch have holes: there, masks are as wide as it is.
+
 Shape suffixes: Q queries, B documents of one call, n and m queries and keys of one call.
 """
 
@@ -19,7 +22,8 @@ import torch
 from torch import Tensor
 
 from mmkit.kernels.attention.batches import Batches, Bucket, Gather, Part, Tile
-from mmkit.sequence.visibility import PADDING, Visibility, visible
+from mmkit.sequence.visibility import PADDING, Visibility, visible, within
+from mmkit.sequence.windows import LookBack, numbered
 
 SHORT = 128
 """Documents of at most so many tokens go into batches."""
@@ -41,10 +45,11 @@ MERGE = 15
 
 def cut(queries: Visibility, keys: Visibility) -> Batches:
     """The plan for these queries and keys."""
-    query_order = np.lexsort((queries.rank, _padding_last(queries)))
+    windowed = queries.window is not None
+    query_order = np.lexsort(((queries.position,) if windowed else ()) + (queries.rank, numbered(queries.doc)))
     # Hidden keys behind all others, padding behind everything.
     group = np.where(keys.doc == PADDING, 2, keys.hidden != 0)
-    key_order = np.lexsort((keys.rank, keys.doc, group))
+    key_order = np.lexsort(((keys.position,) if windowed else ()) + (keys.rank, keys.doc, group))
     table = _Table(queries.take(query_order), keys.take(key_order))
     tiles: list[Tile] = []
     short: list[_Document] = []
@@ -76,11 +81,14 @@ class _Document:
 
 
 class _Table:
-    """Sorted queries and keys, and the stretches of keys that each query sees: open ones, and hidden ones of its rank."""
+    """Sorted queries and keys, and the stretches of keys that each query sees: open ones, and hidden ones of its rank.
+
+    `holes` marks queries whose first stretch may have some; None without a window, where all of a document begin as one.
+    """
 
     def __init__(self, queries: Visibility, keys: Visibility) -> None:
         self.queries, self.keys = queries, keys
-        self._doc = _padding_last(queries)
+        self._doc = numbered(queries.doc)
         code = _code(self._doc, queries.rank)
         real = int((keys.doc != PADDING).sum())
         self._split = int(((keys.doc != PADDING) & (keys.hidden == 0)).sum())
@@ -90,6 +98,12 @@ class _Table:
         self.stop = np.searchsorted(self._open, code, "right")
         self.hidden_start = self._split + np.searchsorted(self._hidden, code)
         self.hidden_stop = self._split + np.searchsorted(self._hidden, code, "right")
+        self.holes: np.ndarray | None = None
+        self._biases: dict[tuple[int, int, bytes], Tensor] = {}
+        if queries.window is not None:
+            back = LookBack(keys.doc[: self._split], keys.position[: self._split])
+            self.start = np.minimum(back.first(queries), np.searchsorted(self._open, code))
+            self.holes = np.isin(self._doc, back.ragged)
         self.width = self.stop - self.start + self.hidden_stop - self.hidden_start
 
     def documents(self) -> Iterator[_Document]:
@@ -105,9 +119,26 @@ class _Table:
             if document.keys:
                 yield document
 
+    def varies(self, first: int, last: int) -> bool:
+        """Whether a window lets queries that end alike begin otherwise, or leaves holes."""
+        if self.holes is None:
+            return False
+        return bool(self.holes[first]) or bool((self.start[first:last] != self.start[first]).any())
+
+    def causal(self, rows: slice, start: int, stop: int) -> bool:
+        """Whether the first of these queries sees the first of these keys, and each next one a key more."""
+        if not np.array_equal(self.stop[rows], np.arange(start, stop) + 1):
+            return False
+        return self.holes is None or not (self.holes[rows.start] or (self.start[rows] > start).any())
+
     def bias(self, rows: slice, keys: slice) -> Tensor:
         """0 where a query sees a key, -inf elsewhere, ``[n, m]`` float32."""
-        return _bias(self.queries.take(rows).matrix(self.keys.take(keys)))
+        mask = self.queries.take(rows).matrix(self.keys.take(keys))
+        if self.holes is None:
+            return _bias(mask)
+        # A window looks the same at most places, and its mask may be wide.
+        key = (*mask.shape, np.packbits(mask).tobytes())
+        return self._biases.setdefault(key, _bias(mask))
 
 
 def _tiles(table: _Table, document: _Document) -> list[Tile]:
@@ -141,13 +172,17 @@ def _cuts(table: _Table, first: int, last: int) -> list[int]:
     still = (np.diff(stop) == 0) & ((hidden[1:] == hidden[:-1]) | ~(own[1:] | own[:-1])) & (own[1:] == own[:-1])
     step = (np.diff(stop) == 1) & ~own[1:] & ~own[:-1] & (width[:-1] > 0)
     starts = ~still & ~step
+    if table.holes is not None:
+        open_ = table.start[first:last] < stop
+        starts |= open_[1:] != open_[:-1]
     # The last of equal queries, or the first, belongs to them and not to the growing stretch beside it.
     starts[1:] |= step[1:] & still[:-1]
     starts[:-1] |= step[:-1] & still[1:]
     bounds = [first, *(first + 1 + np.flatnonzero(starts)).tolist(), last]
     cuts = [first]
     for a, b in itertools.pairwise(bounds):
-        pieces = 1 if table.stop[a] == table.stop[b - 1] else -(-(b - a) // CHUNK)
+        alike = table.stop[a] == table.stop[b - 1] and not table.varies(a, b)
+        pieces = 1 if alike else -(-(b - a) // CHUNK)
         cuts += [a + (b - a) * (piece + 1) // pieces for piece in range(pieces)]
     return cuts
 
@@ -157,6 +192,8 @@ def _group(table: _Table, first: int, last: int) -> tuple[float, list[tuple[int,
     count = last - first
     start, stop, end = int(table.start[first]), int(table.stop[first]), int(table.stop[last - 1])
     hidden = int(table.hidden_start[first]), int(table.hidden_stop[first])
+    if table.varies(first, last):
+        return _windowed(table, first, last)
     if stop == end:
         pieces = [(a, b, False) for a, b in ((start, stop), hidden) if b > a]
         return sum(_call(count, b - a) for a, b, _ in pieces) + MERGE * count * (len(pieces) - 1), pieces
@@ -168,6 +205,28 @@ def _group(table: _Table, first: int, last: int) -> tuple[float, list[tuple[int,
     return split, [(start, stop - 1, False), (stop - 1, end, True)]
 
 
+def _windowed(table: _Table, first: int, last: int) -> tuple[float, list[tuple[int, int, bool]]]:
+    """The same, where stretches begin at several places: a mask there, one where they end, and none between."""
+    count = last - first
+    start, latest = int(table.start[first:last].min()), int(table.start[first:last].max())
+    stop, end = int(table.stop[first]), int(table.stop[last - 1])
+    hidden = int(table.hidden_start[first]), int(table.hidden_stop[first])
+    found = [(start, end, True)] if end > start else []
+    # Every query sees the latest first key, and the last key that the first of them sees.
+    left, right = latest + 1, stop if stop == end else stop - 1
+    if not table.holes[first] and left < right:
+        apart = [(start, left, True), (left, right, False), *([(right, end, True)] if end > right else [])]
+        found = min(found, apart, key=lambda pieces: _price(count, pieces))
+    pieces = [*found, (*hidden, False)] if hidden[1] > hidden[0] else found
+    return _price(count, pieces), pieces
+
+
+def _price(count: int, pieces: Sequence[tuple[int, int, bool]]) -> float:
+    return sum(_call(count, b - a, MASKED if masked else 1.0) for a, b, masked in pieces) + MERGE * count * (
+        max(len(pieces), 1) - 1
+    )
+
+
 def _call(queries: int, keys: int, pair: float = 1.0) -> float:
     return CALL + (queries + ROWS) * keys * pair
 
@@ -175,7 +234,7 @@ def _call(queries: int, keys: int, pair: float = 1.0) -> float:
 def _part(table: _Table, rows: slice, start: int, stop: int, masked: bool) -> Part:
     if not masked:
         return Part(start, stop)
-    if np.array_equal(table.stop[rows], np.arange(start, stop) + 1):
+    if table.causal(rows, start, stop):
         return Part(start, stop, causal=True)
     return Part(start, stop, table.bias(rows, slice(start, stop)))
 
@@ -208,6 +267,11 @@ def _bucket(table: _Table, documents: Sequence[_Document], keys: Visibility, key
         keys.rank[key_Bm][:, None],
         keys.hidden[key_Bm][:, None],
     )
+    if (window := table.queries.window) is not None:
+        places = table.queries.position[query_Bn][:, :, None], keys.position[key_Bm][:, None]
+        mask_Bnm &= within(
+            table.queries.rank[query_Bn][:, :, None], places[0], keys.rank[key_Bm][:, None], places[1], window
+        )  # fmt: skip
     causal = np.array_equal(mask_Bnm, np.tri(*mask_Bnm.shape[1:], dtype=bool) & query_real_Bn[:, :, None])
     return Bucket(
         _gather(query_Bn, query_real_Bn), _gather(key_Bm, key_real_Bm), None if causal else _bias(mask_Bnm)[:, None]
@@ -233,11 +297,6 @@ def _gather(index_Bn: np.ndarray, real_Bn: np.ndarray) -> Gather:
 
 def _bias(mask: np.ndarray) -> Tensor:
     return torch.from_numpy(np.where(mask, np.float32(0), np.float32(-np.inf)))
-
-
-def _padding_last(v: Visibility) -> np.ndarray:
-    """Document numbers, int64, that of padding above all others."""
-    return np.where(v.doc == PADDING, 2**31 - 1, v.doc.astype(np.int64))
 
 
 def _code(doc: np.ndarray, rank: np.ndarray | int) -> np.ndarray:

@@ -6,24 +6,26 @@ Shape suffixes: T new tokens, R rows taking part, C columns, n and m queries and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from mmkit.kernels.attention.sdpa import Rows
 from mmkit.sequence.layout import Block
-from mmkit.sequence.visibility import PADDING, visible
+from mmkit.sequence.visibility import PADDING, visible, within
 
 New = Sequence[tuple[int, Block, bool]]
 
 
 class Tracker:
-    """The committed tokens of each cache row: rank, hidden, and how many. One row is one document."""
+    """The committed tokens of each cache row: rank, hidden, position, and how many. One row is one document."""
 
     def __init__(self, rows: int) -> None:
         self._length = np.zeros(rows, np.int64)
         self._rank = np.zeros((rows, 64), np.int32)
         self._hidden = np.zeros((rows, 64), np.int32)
+        self._position = np.zeros((rows, 64), np.int32)
 
     def __len__(self) -> int:
         return len(self._length)
@@ -46,13 +48,13 @@ class Tracker:
     def fork(self, rows: Sequence[int]) -> Tracker:
         """A tracker of copies of these rows; goes with `KVCache.fork`."""
         fork = Tracker(0)
-        fork._length, fork._rank, fork._hidden = (x[list(rows)] for x in (self._length, self._rank, self._hidden))
+        fork._length = self._length[list(rows)]
+        fork._rank, fork._hidden, fork._position = (x[list(rows)] for x in (self._rank, self._hidden, self._position))
         return fork
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order; goes with `KVCache.select`."""
-        chosen = self.fork(rows)
-        self._length, self._rank, self._hidden = chosen._length, chosen._rank, chosen._hidden
+        vars(self).update(vars(self.fork(rows)))
 
     def plan(self, new: New, device: torch.device | str) -> Rows:
         """The plan for new tokens, each entry ``(row, tokens, commit)``; entries of one row follow each other.
@@ -60,6 +62,10 @@ class Tracker:
         The new tokens see, by the one rule, the row's committed tokens and each other. Uncommitted ones are forgotten: the
         next call writes over them; they come after the row's committed ones.
         """
+        return self.plans(new, device)[0]
+
+    def plans(self, new: New, device: torch.device | str, window: int | None = None) -> tuple[Rows, Rows | None]:
+        """The same, and the plan of layers that see through a window (None: there are none)."""
         new = [entry for entry in new if len(entry[1])]
         assert new, "there are no new tokens"
         self._grow(self.needed(new))
@@ -70,14 +76,17 @@ class Tracker:
             assert not commit or committed[row] == start, "tokens cannot be committed after uncommitted ones"
             self._rank[row, start:stop] = block.rank
             self._hidden[row, start:stop] = block.hidden
+            self._position[row, start:stop] = block.positions[:, 0]
             end[row] = stop
             committed[row] = stop if commit else committed[row]
-        plan = self._plan(np.array(rows), self._length[rows], end[rows], torch.device(device))
+        plans = self._plans(np.array(rows), self._length[rows], end[rows], torch.device(device), window)
         self._length = committed
-        return plan
+        return plans
 
-    def _plan(self, rows_R: np.ndarray, start_R: np.ndarray, end_R: np.ndarray, device: torch.device) -> Rows:
-        """The plan for new tokens in columns ``start .. end`` of these rows, row after row."""
+    def _plans(
+        self, rows_R: np.ndarray, start_R: np.ndarray, end_R: np.ndarray, device: torch.device, window: int | None
+    ) -> tuple[Rows, Rows | None]:
+        """The plans for new tokens in columns ``start .. end`` of these rows, row after row."""
         count_R = end_R - start_R
         count, columns = int(count_R.max()), int(end_R.max())
         place_R = np.arange(len(rows_R))
@@ -99,7 +108,7 @@ class Tracker:
         def tensor(x: np.ndarray | None) -> torch.Tensor | None:
             return None if x is None else torch.from_numpy(x).to(device)
 
-        return Rows(
+        plan = Rows(
             row_T=tensor(rows_R[place_T]),
             column_T=tensor(start_R[place_T] + within_T),
             rows=len(rows_R),
@@ -111,9 +120,27 @@ class Tracker:
             mask_Rnm=None if mask_Rnm.all() else tensor(mask_Rnm),
             alone=(int(rows_R[0]), int(start_R[0]), int(end_R[0])) if len(rows_R) == 1 else None,
         )
+        if window is None:
+            return plan, None
+        position_RC = self._position[rows_R, :columns]
+        near_Rnm = mask_Rnm & within(
+            rank_RC[place_R1, query_Rn][:, :, None], position_RC[place_R1, query_Rn][:, :, None],
+            rank_RC[:, None], position_RC[:, None], window,
+        )  # fmt: skip
+        if np.array_equal(near_Rnm, mask_Rnm):
+            return plan, plan
+        # What no new token sees any more is not read.
+        first = int(near_Rnm.any((0, 1)).argmax())
+        near_Rnm = np.ascontiguousarray(near_Rnm[:, :, first:])
+        return plan, replace(
+            plan, first=first, end_R=tensor((end_R - first).astype(np.int32)),
+            mask_Rnm=None if near_Rnm.all() else tensor(near_Rnm),
+        )  # fmt: skip
 
     def _grow(self, capacity: int) -> None:
         have = self._rank.shape[1]
         if capacity > have:
             more = ((0, 0), (0, max(capacity, 2 * have) - have))
-            self._rank, self._hidden = np.pad(self._rank, more), np.pad(self._hidden, more)
+            self._rank, self._hidden, self._position = (
+                np.pad(x, more) for x in (self._rank, self._hidden, self._position)
+            )

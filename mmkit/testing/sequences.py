@@ -14,7 +14,7 @@ import torch
 from mmkit.contracts.backbone import Backbone
 from mmkit.contracts.values import Packed
 from mmkit.sequence.layout import Document, Layout, Piece, StreamRule, join, lay_out
-from mmkit.sequence.lowering import lower
+from mmkit.sequence.lowering import lower, lower_both
 from mmkit.sequence.visibility import Visibility
 
 STREAMS = ("text", "image", "memory")
@@ -51,7 +51,7 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
     size = len(layout)
     x_TD = torch.randn(size, backbone.dim, generator=generator)
     condition_TD = torch.randn(size, backbone.dim, generator=generator) if backbone.modulates else None
-    packed = place(layout, x_TD, condition_TD)
+    packed = place(layout, x_TD, condition_TD, backbone.window)
     if not backbone.crosses:
         return packed
     seen = Visibility.memory(layout)
@@ -62,11 +62,14 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
     return replace(packed, memory=memory, memory_plan=lower(Visibility.of(layout), seen, device="cpu"))
 
 
-def place(layout: Layout, x_TD: torch.Tensor, condition_TD: torch.Tensor | None) -> Packed:
-    """Embeddings at a layout's places."""
+def place(
+    layout: Layout, x_TD: torch.Tensor, condition_TD: torch.Tensor | None, window: int | None = None
+) -> Packed:
+    """Embeddings at a layout's places, for a backbone with this window."""
+    plan, window_plan = lower_both(Visibility.of(layout), window, "cpu")
     return Packed(
         x_TD, torch.from_numpy(layout.tokens.positions), torch.from_numpy(layout.tokens.stream).long(),
-        lower(Visibility.of(layout), device="cpu"), condition_TD,
+        plan, condition_TD, window_plan=window_plan,
     )  # fmt: skip
 
 

@@ -62,6 +62,12 @@ def visibilities(draw: st.DrawFn) -> Visibility:
     return seen
 
 
+@st.composite
+def windowed(draw: st.DrawFn) -> Visibility:
+    """The same through a window. Where ``full`` spans stand among others, positions go back where ranks go on."""
+    return draw(visibilities()).windowed(draw(st.sampled_from([1, 2, 3, 4, 7, 12])))
+
+
 def brute(queries: Visibility, keys: Visibility) -> np.ndarray:
     """The rule, said slowly."""
     mask = np.zeros((len(queries), len(keys)), bool)
@@ -70,6 +76,8 @@ def brute(queries: Visibility, keys: Visibility) -> np.ndarray:
             if queries.doc[q] < 0 or queries.doc[q] != keys.doc[k] or keys.rank[k] > queries.rank[q]:
                 continue
             mask[q, k] = not keys.hidden[k] or keys.rank[k] == queries.rank[q]
+            if queries.window is not None and keys.rank[k] != queries.rank[q]:
+                mask[q, k] &= queries.position[q] - keys.position[k] < queries.window
     return mask
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
-from random_layouts import visibilities
+from hypothesis import assume, given
+from random_layouts import visibilities, windowed
 
+from mmkit.errors import ContractError
 from mmkit.sequence.intervals import interval_plan
 from mmkit.sequence.visibility import Visibility
 
@@ -31,6 +33,25 @@ def test_three_vectors_say_the_mask(seen: Visibility, memory: Visibility) -> Non
     for keys in (seen, memory):
         plan = interval_plan(seen, keys, torch.device("cpu"))
         assert np.array_equal(read(plan, len(seen), len(keys)), seen.matrix(keys))
+
+
+@given(windowed())
+def test_a_window_makes_stretches_begin_later(seen: Visibility) -> None:
+    try:
+        plan = interval_plan(seen, seen, torch.device("cpu"))
+    except ContractError as error:
+        assert "where ranks go on" in str(error)
+        assume(False)
+    assert np.array_equal(read(plan, len(seen), len(seen)), seen.matrix())
+
+
+def test_a_window_with_holes_is_refused() -> None:
+    """A later span that attends ``full`` has the rank of the first: text between the two comes after it, and stands before."""
+    seen = Visibility(*(np.array(x, np.int32) for x in ([0] * 6, [0, 1, 1, 0, 0, 2], [0] * 6, range(6))))
+    assert np.array_equal(seen.windowed(3).matrix()[5], [False, False, False, True, True, True])
+    assert not seen.windowed(2).matrix()[5, 3]
+    with pytest.raises(ContractError, match="positions go back where ranks go on.*take `flex` or `dense`"):
+        interval_plan(seen.windowed(2), seen, torch.device("cpu"))
 
 
 def test_a_layout_stands_in_order_already() -> None:

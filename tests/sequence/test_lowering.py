@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from random_layouts import brute, layouts, text_cells, visibilities
+from hypothesis import strategies as st
+from random_layouts import brute, layouts, text_cells, visibilities, windowed
 
 from mmkit.errors import ContractError
 from mmkit.kernels import dispatch
@@ -77,6 +78,12 @@ def test_lowerings_agree(costs: None, seen: Visibility) -> None:
     check(seen, seen)
 
 
+@relaxed
+@given(windowed())
+def test_lowerings_agree_through_a_window(costs: None, seen: Visibility) -> None:
+    check(seen, seen)
+
+
 @settings(relaxed, max_examples=40)
 @given(visibilities())
 def test_lowerings_agree_on_soft_capped_scores(costs: None, seen: Visibility) -> None:
@@ -96,7 +103,7 @@ def flex_mask(queries: Visibility, keys: Visibility) -> np.ndarray:
 
 
 @settings(relaxed, max_examples=500)
-@given(visibilities())
+@given(st.one_of(visibilities(), windowed()))
 def test_flex_is_told_the_same_and_the_picture_shows_it(seen: Visibility) -> None:
     mask = brute(seen, seen)
     np.testing.assert_array_equal(flex_mask(seen, seen), mask)
