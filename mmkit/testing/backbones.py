@@ -47,6 +47,8 @@ def what_it_declares_is_there(case: BackboneCase) -> None:
     demand(isinstance(part.positions, Positions), "positions", f"they are {type(part.positions).__name__}")
     for flag in ("modulates", "crosses", "routes"):
         demand(isinstance(getattr(part, flag), bool), flag, f"it is {getattr(part, flag)!r}, not true or false")
+    window = part.window
+    demand(window is None or (isinstance(window, int) and window > 0), "window", f"it is {window!r}, no number of positions")
 
 
 @check("backbone")
@@ -68,7 +70,8 @@ def packed_equals_one_by_one(case: BackboneCase) -> None:
     for number, document in enumerate(documents(MIXED, case.part)):
         where = torch.from_numpy(np.flatnonzero(layout.doc == number))
         condition = None if packed.condition_TD is None else packed.condition_TD[where]
-        alone = case.part(place(join([document], case.part.positions.axes), packed.x_TD[where], condition)).x_TD
+        own = join([document], case.part.positions.axes)
+        alone = case.part(place(own, packed.x_TD[where], condition, case.part.window)).x_TD
         demand(_near(together[where], alone), "forward", f"document {number} is another one packed than alone")
 
 
@@ -108,7 +111,7 @@ def the_order_of_documents_does_not_matter(case: BackboneCase) -> None:
     order = torch.from_numpy(np.concatenate([np.flatnonzero(layout.doc == d) for d in (2, 0, 1)]))
     other = join([documents(MIXED, case.part)[d] for d in (2, 0, 1)], case.part.positions.axes)
     condition = None if packed.condition_TD is None else packed.condition_TD[order]
-    found = case.part(place(other, packed.x_TD[order], condition)).x_TD
+    found = case.part(place(other, packed.x_TD[order], condition, case.part.window)).x_TD
     demand(_near(found, case.part(packed).x_TD[order]), "forward", "what it gives depends on the order of documents")
 
 
@@ -136,9 +139,12 @@ def cached_equals_uncached(case: BackboneCase) -> None:
             new.append((row, piece, not layout.tokens.hidden[starts[row] + start]))
             index += range(starts[row] + start, starts[row] + stop)
         cache.reserve(tracker.needed(new))
-        plan, at = tracker.plan(new, "cpu"), torch.tensor(index)
+        plan, window_plan = tracker.plans(new, "cpu", part.window)
+        at = torch.tensor(index)
         condition = None if packed.condition_TD is None else packed.condition_TD[at]
-        given = Packed(packed.x_TD[at], packed.positions_TA[at], packed.stream_T[at], plan, condition)
+        given = Packed(
+            packed.x_TD[at], packed.positions_TA[at], packed.stream_T[at], plan, condition, window_plan=window_plan
+        )
         near = _near(part(given, cache).x_TD, whole[at])
         demand(near, "forward", f"piece {step} read with a cache is another one than in one pass")
 
@@ -168,7 +174,9 @@ def no_token_gives_no_state(case: BackboneCase) -> None:
     axes = case.part.positions.axes
     condition = torch.zeros(0, case.part.dim) if case.part.modulates else None
     nothing = torch.zeros(0, case.part.dim), torch.zeros(0, axes, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-    found = case.part(Packed(*nothing, lower(none, device="cpu"), condition)).x_TD
+    plan = lower(none, device="cpu")
+    window_plan = None if case.part.window is None else plan
+    found = case.part(Packed(*nothing, plan, condition, window_plan=window_plan)).x_TD
     demand(tuple(found.shape) == (0, case.part.dim), "forward", f"no token gives {tuple(found.shape)}")
 
 

@@ -112,7 +112,7 @@ def _tried(case: Case, *ops: str) -> Iterator[tuple[Trial, torch.dtype, str]]:
     if device is None:
         raise Inapplicable(f"it runs on {' and '.join(limits.devices)}, and this machine has none that will do")
     with torch.device("cpu"):
-        trials = list(TRIALS[op]())
+        trials = [trial for trial in TRIALS[op]() if limits.windows or not trial.window]
     taken = [t for t in DTYPES if not limits.refusal(Site(device, t, capability=capability(torch.device(device))))]
     yield from ((trial, dtype, device) for trial in trials for dtype in taken if dtype in GIVEN.get(op, DTYPES))
 

@@ -62,9 +62,7 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
     return replace(packed, memory=memory, memory_plan=lower(Visibility.of(layout), seen, device="cpu"))
 
 
-def place(
-    layout: Layout, x_TD: torch.Tensor, condition_TD: torch.Tensor | None, window: int | None = None
-) -> Packed:
+def place(layout: Layout, x_TD: torch.Tensor, condition_TD: torch.Tensor | None, window: int | None = None) -> Packed:
     """Embeddings at a layout's places, for a backbone with this window."""
     plan, window_plan = lower_both(Visibility.of(layout), window, "cpu")
     return Packed(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sequences import build, part_spec, plain
@@ -16,6 +17,7 @@ from torch.testing import assert_close
 from mmkit.contracts.values import Packed
 from mmkit.nn.block import Block, Context, CrossBlock
 from mmkit.nn.sizes import Sizes
+from mmkit.sequence.visibility import Visibility
 
 transformers = pytest.importorskip("transformers")
 
@@ -90,11 +92,12 @@ def rope(theta: float = 10000.0, **options: Any) -> Any:
     return part_spec("positions", "rope", theta=theta, **options)
 
 
-def check(model: nn.Module, backbone: Any, weights: dict[str, Tensor], **extra: Any) -> None:
+def check(model: nn.Module, backbone: Any, weights: dict[str, Tensor], length: int = LENGTH, **extra: Any) -> None:
     backbone.load_state_dict(weights)
-    x_TD = torch.randn(LENGTH, 32)
+    x_TD = torch.randn(length, 32)
     theirs = model(inputs_embeds=x_TD[None], use_cache=False, **extra).last_hidden_state[0]
-    assert_close(backbone(plain(x_TD, causal=True)).x_TD, theirs, atol=1e-5, rtol=1e-5)
+    ours = backbone(plain(x_TD, causal=True, window=backbone.window)).x_TD
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,60 @@ def check(model: nn.Module, backbone: Any, weights: dict[str, Tensor], **extra: 
 def test_decoders(family: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     model = model_of(family, **theirs)
     check(model, build("dense", **{**OURS, **ours}), decoder_of(model, dense_mlp))
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("family", "theirs", "ours"),
+    [
+        ("Mistral", {"sliding_window": 4}, {"window": {"size": 4}}),
+        (
+            "Qwen2",
+            {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+            {"bias": "qkv", "window": {"size": 3, "first_full": 1}},
+        ),
+        (
+            "Qwen3",
+            {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "layer_types": [SLIDING, FULL, SLIDING]},
+            {"head_dim": 16, "qk_norm": True, "window": {"size": 5, "full_every": 2}},
+        ),
+    ],
+)
+@pytest.mark.parametrize("length", [LENGTH, 150])
+def test_sliding_windows(family: str, theirs: dict[str, Any], ours: dict[str, Any], length: int) -> None:
+    model = model_of(family, max_position_embeddings=256, **theirs)
+    backbone = build("dense", **OURS, **ours, positions=rope(_theta(model)))
+    check(model, backbone, decoder_of(model, dense_mlp), length)
+
+
+@pytest.mark.parametrize("window", [2, 4, 6, 7, 12])
+def test_the_window_of_gemma_3_with_images(window: int) -> None:
+    """The very mask, for images no longer than the window (Gemma 3's have 256 tokens, its windows 512 or more).
+
+    In a longer one, transformers hides its first tokens from its last ones; here an image sees all of itself.
+    """
+    from transformers.models.gemma3.modeling_gemma3 import (
+        create_masks_for_vision_model,
+        get_block_sequence_ids_for_mask,
+    )
+
+    kinds = torch.tensor([0] * 5 + [1] * 6 + [0] * 9 + [1] * 4 + [0])
+    config = transformers.Gemma3TextConfig(**SMALL, sliding_window=window)
+    masks = create_masks_for_vision_model(
+        config, torch.zeros(1, len(kinds), 32), None, None, None, get_block_sequence_ids_for_mask(kinds[None])
+    )
+    image = (kinds == 1).numpy()
+    follows = np.r_[False, image[1:] & image[:-1]]
+    rank = (~follows).cumsum() - 1
+    place = np.arange(len(kinds))
+    seen = Visibility(*(x.astype(np.int32) for x in (0 * place, rank, 0 * place, place)))
+    assert np.array_equal(seen.matrix(), masks["full_attention"][0, 0].numpy() == 0)
+    theirs, ours = masks["sliding_attention"][0, 0].numpy() == 0, seen.windowed(window).matrix()
+    own = (rank[:, None] == rank[None]) & (place[:, None] - place[None] >= window)
+    assert np.array_equal(ours & ~own, theirs)
+    assert own.any() == (window < 6) and ours[own].all()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_packed_equals_one_by_one(name: str) -> None:
     for number, document in enumerate(documents(MIXED, backbone)):
         where = np.flatnonzero(layout.doc == number)
         index = slice(where[0], where[-1] + 1)
-        alone = backbone(place(join([document], 1), *part(packed, index))).x_TD
+        alone = backbone(place(join([document], 1), *part(packed, index), backbone.window)).x_TD
         assert_close(together[index], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -70,11 +70,11 @@ def test_cached_equals_uncached(name: str) -> None:
             new.append((row, piece, not hidden[start]))
             index += range(start, stop)
         cache.reserve(tracker.needed(new))
-        plan = tracker.plan(new, "cpu")
+        plan, window_plan = tracker.plans(new, "cpu", backbone.window)
         index = torch.tensor(index)
         given = Packed(
             packed.x_TD[index], packed.positions_TA[index], packed.stream_T[index], plan,
-            None if packed.condition_TD is None else packed.condition_TD[index],
+            None if packed.condition_TD is None else packed.condition_TD[index], window_plan=window_plan,
         )  # fmt: skip
         assert_close(backbone(given, cache).x_TD, whole[index], atol=1e-5, rtol=1e-5)
 
@@ -110,7 +110,7 @@ def test_no_tokens_at_all_use_every_weight(name: str) -> None:
     empty = replace(
         mixed(backbone)[1], x_TD=torch.zeros(0, 32), positions_TA=torch.zeros(0, 1, dtype=torch.long),
         stream_T=torch.zeros(0, dtype=torch.long), plan=mixed(backbone, ((),))[1].plan,
-        condition_TD=torch.zeros(0, 32) if backbone.modulates else None,
+        condition_TD=torch.zeros(0, 32) if backbone.modulates else None, window_plan=mixed(backbone, ((),))[1].window_plan,
     )  # fmt: skip
     hidden = backbone(empty)
     (hidden.x_TD.sum() + sum(hidden.losses.values())).backward()
@@ -189,12 +189,50 @@ def test_every_position_scheme_turns_heads(scheme: tuple[str, dict[str, float]])
 
 
 @pytest.mark.parametrize(
+    ("window", "reach"),
+    [
+        ({"size": 3}, (4, 5)),
+        ({"size": 3, "full_every": 2}, (9, 8)),
+        ({"size": 3, "full_every": 5}, (4, 5)),
+        ({"size": 3, "first_full": 1}, (9, 8)),
+        ({"size": 9}, (9, 8)),
+    ],
+)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_how_far_a_token_is_felt(kind: str, window: dict[str, int], reach: tuple[int, int]) -> None:
+    """Two layers of a window of 3 carry a token 4 positions on, and through all of an image that the first of them reaches."""
+    backbone = build(kind, **TINY, window=window)
+    plans = ((("text", (10,)),), (("text", (2,)), ("image", (2, 2)), ("text", (3,))))
+    for plan, far in zip(plans, reach, strict=True):
+        _, packed = mixed(backbone, (plan,))
+        x_TD = packed.x_TD.clone()
+        x_TD[0] += torch.linspace(-1.0, 2.0, 32)
+        moved = (backbone(replace(packed, x_TD=x_TD)).x_TD - backbone(packed).x_TD).abs().amax(-1) > 1e-6
+        assert moved.nonzero()[-1] == far
+
+
+def test_windowed_layers_may_turn_by_other_frequencies() -> None:
+    other = part_spec("positions", "rope", theta=7.0)
+    for kind in CLASSES:
+        plain, own = (build(kind, **TINY, window={"size": 3, **more}) for more in ({}, {"positions": other}))
+        everywhere = build(kind, **TINY, window={"size": 3}, positions=other)
+        packed = mixed(plain)[1]
+        assert torch.equal(own(packed).x_TD, everywhere(packed).x_TD)
+        assert not torch.allclose(own(packed).x_TD, plain(packed).x_TD, atol=1e-3)
+        some = build(kind, **TINY, window={"size": 3, "full_every": 2, "positions": other})(packed).x_TD
+        assert not torch.allclose(some, own(packed).x_TD, atol=1e-3)
+
+
+@pytest.mark.parametrize(
     ("options", "place_"),
     [
         ({"num_heads": 5}, "num_heads"),
         ({"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads"),
         ({"hidden_dim": 64, "mlp_ratio": 4.0}, "mlp_ratio"),
         ({"dim": 36, "num_heads": 4, "num_kv_heads": 4}, "positions"),
+        ({"window": {"size": 3, "full_every": 1}}, "window"),
+        ({"window": {"size": 3, "first_full": 2}}, "window"),
+        ({"window": {"size": 3, "positions": part_spec("positions", "mrope")}}, "window.positions"),
     ],
 )
 def test_options_that_contradict_each_other(options: dict[str, float], place_: str) -> None:

@@ -51,6 +51,7 @@ def compare(
     softcap: float | None = None,
 ) -> dict[str, Any]:
     keys = seen if keys is None else keys
+    assert seen.window is None or seen.cut_short(keys)
     ours = inputs((len(seen), len(keys)), heads, dtype)
     plan = interval_plan(seen, keys, torch.device("cpu"))
     out = attend(*ours, plan, softcap=softcap)
@@ -110,6 +111,8 @@ def cases() -> dict[str, Any]:
     shuffled = padded.take(np.random.default_rng(0).permutation(len(padded)))
     found["any order"] = compare(shuffled, None, (2, 1, 64), torch.float32)
     found["memory"] = compare(padded, shuffled.take(slice(0, 50)), (2, 1, 64), torch.float32)
+    found["window"] = compare(layout(1, 280).windowed(20), None, (2, 1, 64), torch.float32)
+    found["window, bfloat16"] = compare(shuffled.windowed(9), None, (1, 1, 64), torch.bfloat16, 1.5)
     # Small enough that most scores are bent.
     found["soft-cap"] = compare(seen, None, (2, 1, 64), torch.float32, 1.5)
     found["soft-cap, bfloat16"] = compare(padded, None, (1, 1, 64), torch.bfloat16, 1.5)

@@ -52,7 +52,7 @@ def awake(model: mmkit.UnifiedModel) -> mmkit.UnifiedModel:
     return model
 
 
-@pytest.mark.parametrize("kind", ["transfusion", "hidden", "janus", "moe", "adaln", "chameleon"])
+@pytest.mark.parametrize("kind", ["transfusion", "hidden", "janus", "moe", "adaln", "chameleon", "windowed"])
 def test_text_cached_is_uncached(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = awake(tiny.model(kind))
     image = torch.rand(3, 24, 24)
@@ -79,7 +79,7 @@ def _encoding(encode: Callable[..., list[Tensor]], text: str, codes: Tensor) -> 
     return lambda contents: [codes if c == text else encode([c])[0] for c in contents]
 
 
-@pytest.mark.parametrize("kind", ["transfusion", "hidden", "adaln", "moe", "show-o", "full", "mmada"])
+@pytest.mark.parametrize("kind", ["transfusion", "hidden", "adaln", "moe", "show-o", "full", "mmada", "windowed"])
 def test_image_cached_is_uncached(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first evaluation of a span over the cache equals training's forward pass with the same feed."""
     sample = Sample("s", (Segment("text", "a red circle"), Segment("image", torch.zeros(3, 24, 24), "target")))

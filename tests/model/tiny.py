@@ -74,6 +74,15 @@ KINDS = {
         "heads": "{say: {type: ar, tied: true}, paint: {type: ar, depth: 2}}",
         "streams": "    seen: {modality: image, from: eye}\n    drawn: {modality: image, from: pixels, head: paint}",
     },
+    "windowed": {
+        "pixels": PIXEL,
+        "encoders": "{eye: {type: patch, patch: 8}}",
+        "backbone": "{type: dense, depth: 3, dim: 32, num_heads: 4, window: {size: 5, full_every: 3}}",
+        "heads": "{say: {type: ar}, paint: {type: flow, steps: 3, time: token}}",
+        "streams": "    seen: {modality: image, from: eye, attend: block}\n"
+        "    drawn: {modality: image, from: pixels, attend: block, head: paint, noised: hidden}\n"
+        "  reads: {image: [drawn, seen]}",
+    },
     "moe": {
         "pixels": PIXEL,
         "backbone": "{type: moe, depth: 2, dim: 32, num_heads: 4, experts: 4}",

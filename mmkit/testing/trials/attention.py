@@ -34,6 +34,8 @@ def attention() -> Iterator[Trial]:
         "documents and padding": (Visibility.of(mixed).padded(len(mixed) + 5),) * 2,
         "a memory that some documents lack": (Visibility.of(crossed), Visibility.memory(crossed)),
         "a long document": (Visibility.of(long),) * 2,
+        "documents through a window": (Visibility.of(mixed).windowed(3),) * 2,
+        "a long document through a window": (Visibility.of(long).windowed(40),) * 2,
     }
     generator = torch.Generator().manual_seed(0)
     for title, (queries, keys) in masks.items():
@@ -44,4 +46,4 @@ def attention() -> Iterator[Trial]:
             def run(function: Any, q: Tensor, k: Tensor, v: Tensor, seen: Any = (queries, keys)) -> Tensor:
                 return attend(q, k, v, function(*seen, q.device))
 
-            yield Trial(f"{title}, {heads} heads of {width} and {key_heads} key heads", tuple(inputs), run)
+            yield Trial(f"{title}, {heads} heads of {width} and {key_heads} key heads", tuple(inputs), run, queries.window is not None)

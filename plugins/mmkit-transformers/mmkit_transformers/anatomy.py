@@ -38,7 +38,7 @@ class Anatomy:
     """A decoder's measurements.
 
     `tables` are the paths of its tables of tokens; `limit` is how far positions may go and `reason` why (None: any);
-    `axes` are those of its positions, `balances` whether it gives an auxiliary loss.
+    `axes` are those of its positions, `balances` whether it gives an auxiliary loss. Layers in `windowed` see through a `window`.
     """
 
     config: PretrainedConfig
@@ -51,6 +51,8 @@ class Anatomy:
     reason: str
     axes: int
     balances: bool
+    window: int | None
+    windowed: frozenset[int]
 
 
 class Line(Positions):
@@ -99,17 +101,20 @@ def anatomy(config: str, override: str) -> Anatomy:
     tables, placed = _tables(model)
     calls = _probed(model, axes)
     layers, kv_heads, head_dim = _cache_sizes(calls, model)
-    windows = [call.rest["sliding_window"] for call in calls if "sliding_window" in call.rest]
-    if SLIDING in _layer_types(stated):
-        windows.append(stated.sliding_window)
-    limits = [(window, "its windows end at") for window in windows]
+    windows = _windows(calls, stated)
+    window = next(iter(windows.values()), None)
+    limits: list[tuple[int, str]] = []
+    if len(set(windows.values())) > 1 or (windows and getattr(stated, "use_bidirectional_attention", False)):
+        # Several, or one that looks ahead, too: then only what they all leave whole can be read.
+        limits, window, windows = [(size, "its windows end at") for size in windows.values()], None, {}
     limits += [(stated.max_position_embeddings, "its table of positions ends at")] * placed
     limit, reason = min(limits, default=(None, ""))
     balances = bool(getattr(stated, "output_router_logits", False))
     if balances:
         balancing(model)
     return Anatomy(
-        stated, stated.hidden_size, layers, kv_heads, head_dim, tables, limit, reason, axes, balances
+        stated, stated.hidden_size, layers, kv_heads, head_dim, tables, limit, reason, axes, balances, window,
+        frozenset(windows),
     )  # fmt: skip
 
 
@@ -126,6 +131,13 @@ def balancing(model: PreTrainedModel) -> Callable[..., Tensor]:
 
 def _layer_types(config: PretrainedConfig) -> set[str]:
     return set(getattr(config, "layer_types", None) or ())
+
+
+def _windows(calls: list[Call], config: PretrainedConfig) -> dict[int, int]:
+    """The windows of the layers that have one."""
+    kinds = enumerate(getattr(config, "layer_types", None) or ())
+    found = {layer: config.sliding_window for layer, kind in kinds if kind == SLIDING}
+    return {**found, **{c.layer: c.rest["sliding_window"] for c in calls if "sliding_window" in c.rest}}  # type: ignore[misc]
 
 
 def _check_config(config: PretrainedConfig) -> int:

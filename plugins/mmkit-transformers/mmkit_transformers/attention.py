@@ -41,10 +41,13 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """One pass over a packed sequence: who sees whom, and, while generating, what was read before."""
+    """One pass over a packed sequence: who sees whom, in layers with a window by `window_plan`, and, while generating, what
+    was read before."""
 
     plan: Any
     cache: KVCache | None = None
+    window_plan: Any = None
+    windowed: frozenset[int] = frozenset()
 
     def read(
         self, module: nn.Module, q_TNH: Tensor, k_TKH: Tensor, v_TKV: Tensor, scale: float | None, rest: dict[str, Any]
@@ -52,9 +55,10 @@ class Reading:
         """Attention by the plan. Values narrower than keys (DeepSeek's) are filled up with zeros, which come out as such."""
         width = v_TKV.shape[-1]
         v_TKH = pad(v_TKV, (0, k_TKH.shape[-1] - width)) if width < k_TKH.shape[-1] else v_TKV
+        plan = self.window_plan if module.layer_idx in self.windowed else self.plan
         if self.cache is not None:
-            k_TKH, v_TKH = self.cache.write(module.layer_idx, k_TKH, v_TKH, self.plan)
-        return attend(q_TNH, k_TKH, v_TKH, self.plan, scale=scale)[..., :width]
+            k_TKH, v_TKH = self.cache.write(module.layer_idx, k_TKH, v_TKH, plan)
+        return attend(q_TNH, k_TKH, v_TKH, plan, scale=scale)[..., :width]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class CausalLM(Restored, Backbone):
 
     Embeddings come from connectors and logits from heads, so the model's table of tokens and its output layer are left out.
     A text stream's connector takes the table of the same checkpoint by ``weights: FOLDER#model.embed_tokens``.
-    Windows narrower than a sample and tables of positions shorter than it are refused when the sample is laid out.
+    Sliding windows are its own. Tables of positions shorter than a sample are refused when the sample is laid out.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class CausalLM(Restored, Backbone):
         self.keep_derived(self.model)
         self.dim = self.anatomy.dim
         self.positions = Line(self.anatomy)
+        self.window = self.anatomy.window
         self._recompute = False
 
     @staticmethod
@@ -101,7 +102,7 @@ class CausalLM(Restored, Backbone):
         routed = {"output_router_logits": True} if self.anatomy.balances else {}
         out = self.model(
             inputs_embeds=packed.x_TD[None], position_ids=positions, use_cache=False,
-            mmkit=Reading(packed.plan, cache), **routed,
+            mmkit=Reading(packed.plan, cache, packed.window_plan, self.anatomy.windowed), **routed,
         )  # fmt: skip
         losses = {"balance": self._balance(out.router_logits)} if routed and cache is None else {}
         return Hidden(out.last_hidden_state[0], losses)

@@ -29,13 +29,15 @@ train: {steps: 1, batch_samples: 1}
 """
 
 
-def paired(name: str) -> tuple[UnifiedModel, Any]:
+def paired(name: str, **changes: Any) -> tuple[UnifiedModel, Any]:
     """A recipe's model, and the library's with its weights: the decoder's, and those of all its codes and marks."""
-    config = {"model_type": name, **tiny_models.DECODERS[name], "tie_word_embeddings": False}
+    config = {"model_type": name, **tiny_models.DECODERS[name], **changes, "tie_word_embeddings": False}
     model = UnifiedModel(loads(RECIPE.replace("CONFIG", str(config).replace("None", "null").replace("'", "")))).eval()
     vocabulary = model.heads["say"].vocabulary
     seed = int(name == "mixtral")  # with seed 0 it has nothing to say
-    reference = tiny_models.theirs(name, seed=seed, vocab_size=vocabulary.size, tie_word_embeddings=False)
+    reference = tiny_models.theirs(
+        name, seed=seed, **{**changes, "vocab_size": vocabulary.size, "tie_word_embeddings": False}
+    )
     model.backbone.load_state_dict(model.backbone.from_published(reference.state_dict()))
     table_of_theirs, output = reference.get_input_embeddings(), reference.get_output_embeddings()
     scale = getattr(table_of_theirs, "scalar_embed_scale", 1.0)  # Gemma's table is scaled as it is read
@@ -64,9 +66,9 @@ def written(model: UnifiedModel, parts: list[Any], monkeypatch: pytest.MonkeyPat
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "phi", "gemma3_text", "deepseek_v3")]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", *SLOW])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "mistral with a window", *SLOW])
 def test_greedy_texts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, reference = paired(name)
+    model, reference = paired(*name.split()[:1], **({"sliding_window": 4} if "window" in name else {}))
     rule, offset = model.router.rules["text"], model.heads["say"].vocabulary.of(MARKS).offset
     begin, end = offset + rule.begin, offset + rule.end
     others = [i for i in range(offset, model.heads["say"].vocabulary.size) if i != end]
@@ -88,9 +90,9 @@ def test_texts_differ_by_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written(model, ["why?"], monkeypatch) != written(model, ["a longer question"], monkeypatch)
 
 
-def test_a_sample_longer_than_a_window_or_a_table_is_refused() -> None:
+def test_a_sample_longer_than_a_table_or_a_window_that_looks_ahead_is_refused() -> None:
     for name, changes, said in (
-        ("gemma3_text", {"sliding_window": 8}, "its windows end at 8"),
+        ("gemma3_text", {"sliding_window": 14, "use_bidirectional_attention": True}, "its windows end at 8"),
         ("gpt2", {"n_positions": 8}, "its table of positions ends at 8"),
     ):
         part = tiny_models.ours(name, **changes)

@@ -49,6 +49,29 @@ def test_text_around_an_image_that_sees_all_of_itself(name: str) -> None:
     assert_close(part(ready).x_TD, wanted, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["gemma3_text", "mistral"])
+@torch.no_grad()
+def test_windows_narrower_than_a_sample(name: str) -> None:
+    """Text against the library's own masks; with an image of no more tokens than the window, under the explicit one."""
+    changes: dict[str, Any] = {"sliding_window": 6}
+    if name == "gemma3_text":
+        changes["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+    model = tiny_models.theirs(name, **changes)
+    part = tiny_models.ours(name, model, **changes)
+    assert part.window == 6 and sorted(part.anatomy.windowed) == ([0, 2] if "gemma3" in name else [0, 1, 2])
+    x_TD = torch.randn(30, 32)
+    found = part(packed(part, [laid(part, (CAUSAL, (30,)))], x_TD)).x_TD
+    assert_close(found, decoder(model)(inputs_embeds=x_TD[None], use_cache=False).last_hidden_state[0], **CLOSE)
+    if name == "gemma3_text":
+        documents = [laid(part, (CAUSAL, (7,)), (BLOCK, (2, 3)), (CAUSAL, (9,))), laid(part, (CAUSAL, (8,)))]
+        ready = packed(part, documents, x_TD)
+        seen = {"full_attention": mask_of(part, documents), "sliding_attention": mask_of(part, documents, 6)}
+        wanted = decoder(model)(
+            inputs_embeds=x_TD[None], position_ids=ready.positions_TA.T, attention_mask=seen, use_cache=False
+        ).last_hidden_state[0]
+        assert_close(part(ready).x_TD, wanted, **CLOSE)
+
+
 @torch.no_grad()
 def test_the_mask_matters_to_that_comparison() -> None:
     _, part = pair("llama")

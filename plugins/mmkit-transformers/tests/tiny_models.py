@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmkit.contracts.values import Packed
 from mmkit.sequence.layout import Document, Piece, StreamRule, join, lay_out
-from mmkit.sequence.lowering import lower
+from mmkit.sequence.lowering import lower_both
 from mmkit.sequence.visibility import Visibility
 
 BODY = {
@@ -101,13 +101,13 @@ def packed(part: CausalLM, documents: list[Document], x_TD: Tensor) -> Packed:
     """Documents laid end to end."""
     layout = join(documents, part.positions.axes)
     tokens = layout.tokens
+    plan, window_plan = lower_both(Visibility.of(layout), part.window, "cpu")
     return Packed(
-        x_TD, torch.from_numpy(tokens.positions), torch.from_numpy(tokens.stream).long(),
-        lower(Visibility.of(layout), device="cpu"),
-    )  # fmt: skip
+        x_TD, torch.from_numpy(tokens.positions), torch.from_numpy(tokens.stream).long(), plan, window_plan=window_plan
+    )
 
 
-def mask_of(part: CausalLM, documents: list[Document]) -> Tensor:
+def mask_of(part: CausalLM, documents: list[Document], window: int | None = None) -> Tensor:
     """The same mask as the library's eager attention adds it to scores, ``[1, 1, T, T]``: 0 where seen, far below elsewhere."""
-    see = Visibility.of(join(documents, part.positions.axes)).matrix()
+    see = Visibility.of(join(documents, part.positions.axes)).windowed(window).matrix()
     return torch.from_numpy(np.where(see, 0.0, torch.finfo(torch.float32).min).astype(np.float32))[None, None]
