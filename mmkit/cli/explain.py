@@ -48,6 +48,9 @@ def command(recipe: str, overrides: tuple[str, ...], mask: bool, svg: Path | Non
     if mask and not as_json:
         click.echo(f"\nwho sees whom in {explained.example.id}")
         click.echo(text_mask(explained.model, explained.example))
+        if (window := explained.model.backbone.window) is not None:
+            click.echo(f"\nwho sees whom in layers with a window of {window} positions")
+            click.echo(text_mask(explained.model, explained.example, window=window))
 
 
 def _print(explained: Explanation) -> None:

@@ -135,6 +135,10 @@ def _tokenizers(recipe: Recipe) -> Explanation:
 def _notes(model: UnifiedModel) -> list[str]:
     notes = ["FLOPs are those of the backbone and the heads; encoders, tokenizers and connectors are not counted"]
     notes.append("FLOPs of attention count the whole square of tokens, whatever the mask hides")
+    if (window := model.backbone.window) is not None:
+        backbone = model.backbone
+        which = f"{len(backbone.windowed)} of {len(backbone.blocks)}" if isinstance(backbone, Transformer) else "some"
+        notes.append(f"{which} layers look back {window} positions only; FLOPs, the cache and `--svg` are as without")
     if any(p.requires_grad for p in model.tokenizers.parameters()):
         notes.append("tokenizers get no gradient through a head: beside a backbone they stay as they are")
     return notes

@@ -18,6 +18,6 @@ def svg_mask(model: UnifiedModel, example: Example) -> str:
     return svg_picture(example.layout, model.router.names)
 
 
-def text_mask(model: UnifiedModel, example: Example, width: int = 96) -> str:
-    """The mask of an example in characters, at most `width` columns beside its margin."""
-    return text_picture(example.layout, model.router.names, width=width)
+def text_mask(model: UnifiedModel, example: Example, width: int = 96, window: int | None = None) -> str:
+    """The mask of an example in characters, at most `width` columns beside its margin; through a `window`, if there is one."""
+    return text_picture(example.layout, model.router.names, width=width, window=window)

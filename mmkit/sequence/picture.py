@@ -40,12 +40,16 @@ class Strip:
         return f"{self.name}: token{'s' if last else ''} {self.start}{last}, {where}"
 
 
-def text_picture(of: Layout | Visibility, labels: Sequence[str] = (), *, width: int = 96) -> str:
+def text_picture(
+    of: Layout | Visibility, labels: Sequence[str] = (), *, width: int = 96, window: int | None = None
+) -> str:
     """The mask in Unicode blocks, at most `width` columns of one token each and two tokens to a line, with a legend.
 
-    `labels` are the names of the streams by index for a `Layout`, and one name per token for a `Visibility`.
+    `labels` are the names of the streams by index for a `Layout`, and one name per token for a `Visibility`. `window`: as layers
+    with a sliding window see it.
     """
     seen, strips = _read(of, labels)
+    seen = seen if window is None else seen.windowed(window)
     chosen = _thin(strips, width)
     mask = seen.take(chosen).matrix()
     if len(mask) % 2:

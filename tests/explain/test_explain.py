@@ -227,6 +227,18 @@ def test_the_mask_names_every_span() -> None:
         assert f"{name}: tokens {span.start}-{span.stop - 1}" in picture
 
 
+def test_a_window_is_told(tmp_path) -> None:
+    path = tmp_path / "windowed.yaml"
+    path.write_text(text().replace("num_kv_heads: 2}", "num_kv_heads: 2, window: {size: 6, full_every: 2}}"))
+    said = CliRunner().invoke(main, ["explain", str(path), "--mask"])
+    assert said.exit_code == 0, said.output
+    assert "1 of 2 layers look back 6 positions only" in said.output
+    model, example = explained().model, explained().example
+    whole, short = (text_mask(model, example, window=window) for window in (None, 6))
+    assert whole in said.output and short in said.output and short != whole
+    assert explain(loads(path.read_text())).flops == explained().flops
+
+
 def test_pictures_are_xml_with_names_escaped() -> None:
     model = built()
     blocks = architecture_picture(model)
