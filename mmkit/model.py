@@ -251,6 +251,8 @@ class UnifiedModel(nn.Module):
             return self._project(source, tokens, grids).to(dtype)
         piece = head.vocabulary.of(stream)
         inside = (tokens >= piece.offset) & (tokens < piece.stop)
+        if tokens.is_cpu and not torch.is_grad_enabled() and inside.all():  # no marks; on a GPU, to ask is to wait
+            return self._project(source, tokens - piece.offset, grids).to(dtype)
         embedded = self._project(source, torch.where(inside, tokens - piece.offset, 0), grids)
         if MARKS in head.vocabulary:
             ids = torch.where(inside, 0, tokens - head.vocabulary.of(MARKS).offset)

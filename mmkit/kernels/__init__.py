@@ -19,6 +19,7 @@ CATALOGUE = {
     ("grouped_linear", "triton"): "mmkit.kernels.experts.fused:grouped_linear",
     ("linear", "reference"): "mmkit.kernels.linear.reference:reference",
     ("linear", "shadow"): "mmkit.kernels.linear.shadow:shadow",
+    ("linear", "split"): "mmkit.kernels.linear.split:split",
     ("linear", "torch"): "mmkit.kernels.linear.native:native",
     ("nearest_code", "reference"): "mmkit.kernels.vq.reference:reference",
     ("nearest_code", "chunked"): "mmkit.kernels.vq.chunked:chunked",

@@ -36,7 +36,8 @@ def activate(activation: str, x: Tensor, gated: bool) -> Tensor:
     if activation == "swiglu" and x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling():
         return _SwiGLU.apply(x)
     gate, up = x.chunk(2, -1)
-    return CURVES[activation](gate) * up
+    curved = CURVES[activation](gate)
+    return curved * up if torch.is_grad_enabled() else curved.mul_(up)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 Choices = tuple[tuple[str, str], ...]
 """Names of implementations, by op."""
 _recipe: ContextVar[Choices] = ContextVar("kernels")
+_made: ContextVar[dict[Any, Kernel]] = ContextVar("made")
+"""What has been chosen under the recipe's names, so that ops, which ask at every call, have a cheap answer."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,19 @@ def choose(op: str, site: Site, own: str, reason: str, *, named: str = AUTO) -> 
     return _chosen(op, site, own, reason, named, registry.load(), os.environ.get(VARIABLE, ""), _recipe.get(()))
 
 
-def choose_for(op: str, own: str, reason: str, x: Tensor, *others: Tensor) -> Kernel:
-    """The same for tensors: where `x` is, in its dtype, with gradients where any of them wants one.
+def choose_for(op: str, own: str, reason: str, x: Tensor, *others: Tensor | None) -> Kernel:
+    """The same for tensors: where `x` is, in its dtype, with gradients where any of them wants one; None wants none.
 
-    `torch.compile` takes the choice as made once, when it compiles.
+    `torch.compile` takes the choice as made once, when it compiles; inside of `using` the environment is what it was where that
+    began.
     """
-    backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
-    return _LOADED[_key(op, x.device.type, x.device.index, x.dtype, backward, own, reason)]
+    backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others))
+    if torch.compiler.is_compiling() or (made := _made.get(None)) is None:
+        return _LOADED[_key(op, x.device.type, x.device.index, x.dtype, backward, own, reason)]
+    where = (op, x.device, x.dtype, backward, own)
+    if (known := made.get(where)) is None:
+        known = made[where] = _LOADED[_key(op, x.device.type, x.device.index, x.dtype, backward, own, reason)]
+    return known
 
 
 def _key(
@@ -147,7 +155,7 @@ _key._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _LOADED: dict[tuple[str, str, str], Kernel] = {}
 
 
-# Ops ask at every call, and in a small model that is often: what the answer depends on is all in the arguments.
+# What the answer depends on is all in the arguments.
 @functools.lru_cache(1024)
 def _key_under(
     op: str, device: str, index: int | None, dtype: torch.dtype, backward: bool, own: str, reason: str, *under: Any
@@ -188,11 +196,19 @@ def recalled() -> Callable[[], tuple[AbstractContextManager[None], AbstractConte
 
 @contextmanager
 def _under(choices: Choices) -> Iterator[None]:
-    token = _recipe.set(choices)
+    chosen = _recipe.set(choices)
+    made = _made.set(_made_under(choices, os.environ.get(VARIABLE, ""), registry.load()))
     try:
         yield
     finally:
-        _recipe.reset(token)
+        _made.reset(made)
+        _recipe.reset(chosen)
+
+
+@functools.lru_cache(64)
+def _made_under(*under: Any) -> dict[Any, Kernel]:
+    """The same dictionary wherever the same is named."""
+    return {}
 
 
 def load(op: str, name: str, known: registry.Registry | None = None) -> Kernel:

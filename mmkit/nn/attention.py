@@ -1,6 +1,6 @@
 """Attention layers: what stands around `mmkit.kernels.attention.attend`.
 
-Shape suffixes: T tokens, S memory tokens, D width, N query heads, K key heads, H head dim.
+Shape suffixes: T tokens, S memory tokens, D width, N query heads, K key heads, M heads of all kinds, H head dim.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Attention(nn.Module):
 
     def project(self, x_TD: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[T, N, H]``, keys and values ``[T, K, H]``; queries and keys normed and turned."""
-        q_TNH, k_TKH, v_TKH = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim)).split(self.heads, 1)
+        heads_TMH = self.qkv(x_TD).view(x_TD.shape[0], sum(self.heads), self.head_dim)
+        q_TNH, k_TKH, v_TKH = heads_TMH.split_with_sizes(self.heads, 1)
         return *_placed(q_TNH, k_TKH, turn, self.q_norm, self.k_norm), v_TKH
 
     def merge(self, attended_TNH: Tensor) -> Tensor:

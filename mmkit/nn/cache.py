@@ -52,9 +52,10 @@ class KVCache:
             store[:] = [torch.nn.functional.pad(x, (0, 0, 0, more)) for x in store]
 
     def write(self, layer: int, k_TKH: Tensor, v_TKH: Tensor, plan: Rows) -> tuple[Tensor, Tensor]:
-        """Store a layer's new tokens where `plan` says; gives the keys and values ``[B, K, C, H]`` that `attend` needs.
+        """Store a layer's new tokens where `plan` says; gives the keys and values that `attend` needs.
 
-        They are views of the rows B that take part, where these are the first ones, else of all.
+        These are views ``[B, K, C, H]`` of the rows B that take part, where these are the first ones, else of all; or, where
+        the rows were empty, the new ones as they are.
         """
         keys, values = self.keys[layer], self.values[layer]
         assert plan.columns <= self.capacity, "reserve(tracker.needed(new)) first"
@@ -63,7 +64,9 @@ class KVCache:
                 store[plan.row_T, :, plan.column_T] = new.to(store.dtype)
             else:  # several times as fast as by index, and every layer of every token is written
                 row, start, stop = plan.alone
-                store[row, :, start:stop] = new.transpose(0, 1)
+                store.select(0, row).narrow(1, start, stop - start).copy_(new.transpose(0, 1))
+        if plan.among_new is not None:
+            return k_TKH, v_TKH
         return _read(keys, plan), _read(values, plan)
 
     def fork(self, rows: Sequence[int]) -> KVCache:
@@ -81,5 +84,5 @@ class KVCache:
 
 
 def _read(store: Tensor, plan: Rows) -> Tensor:
-    read = store[:, :, plan.first : plan.columns]
-    return read[: plan.rows] if plan.rows_R is None else read
+    read = store.narrow(2, plan.first, plan.columns - plan.first)
+    return read if plan.rows_R is not None or plan.rows == store.shape[0] else read.narrow(0, 0, plan.rows)

@@ -13,19 +13,27 @@ import torch
 
 from mmkit.kernels.attention.sdpa import Rows
 from mmkit.sequence.layout import Block
-from mmkit.sequence.visibility import PADDING, visible, within
+from mmkit.sequence.lowering import lower_both
+from mmkit.sequence.visibility import PADDING, Visibility, visible, within
 
 New = Sequence[tuple[int, Block, bool]]
+LONG = 128
+"""New tokens from which, on a CPU, a plan that leaves out what the mask hides costs less than one call with the mask."""
 
 
 class Tracker:
-    """The committed tokens of each cache row: rank, hidden, position, and how many. One row is one document."""
+    """The committed tokens of each cache row: rank, hidden, position, and how many. One row is one document.
+
+    Of each row it also keeps the highest rank, and whether any token is hidden.
+    """
 
     def __init__(self, rows: int) -> None:
         self._length = np.zeros(rows, np.int64)
         self._rank = np.zeros((rows, 64), np.int32)
         self._hidden = np.zeros((rows, 64), np.int32)
         self._position = np.zeros((rows, 64), np.int32)
+        self._top = np.full(rows, -1, np.int64)
+        self._hides = np.zeros(rows, bool)
 
     def __len__(self) -> int:
         return len(self._length)
@@ -44,12 +52,12 @@ class Tracker:
     def forget(self, row: int) -> None:
         """Empty a row."""
         self._length[row] = 0
+        self._top[row], self._hides[row] = -1, False
 
     def fork(self, rows: Sequence[int]) -> Tracker:
         """A tracker of copies of these rows; goes with `KVCache.fork`."""
         fork = Tracker(0)
-        fork._length = self._length[list(rows)]
-        fork._rank, fork._hidden, fork._position = (x[list(rows)] for x in (self._rank, self._hidden, self._position))
+        vars(fork).update({name: kept[list(rows)] for name, kept in vars(self).items()})
         return fork
 
     def select(self, rows: Sequence[int]) -> None:
@@ -69,8 +77,8 @@ class Tracker:
         new = [entry for entry in new if len(entry[1])]
         assert new, "there are no new tokens"
         self._grow(self.needed(new))
-        rows = list(dict.fromkeys(row for row, _, _ in new))
-        end, committed = self._length.copy(), self._length.copy()
+        rows_R = np.array(list(dict.fromkeys(row for row, _, _ in new)))
+        end, committed, top, hides = (x.copy() for x in (self._length, self._length, self._top, self._hides))
         for row, block, commit in new:
             start, stop = int(end[row]), int(end[row]) + len(block)
             assert not commit or committed[row] == start, "tokens cannot be committed after uncommitted ones"
@@ -78,9 +86,12 @@ class Tracker:
             self._hidden[row, start:stop] = block.hidden
             self._position[row, start:stop] = block.positions[:, 0]
             end[row] = stop
-            committed[row] = stop if commit else committed[row]
-        plans = self._plans(np.array(rows), self._length[rows], end[rows], torch.device(device), window)
-        self._length = committed
+            if commit:
+                committed[row] = stop
+                top[row] = max(top[row], block.rank.max())
+                hides[row] |= block.hidden.any()
+        plans = self._plans(rows_R, self._length[rows_R], end[rows_R], torch.device(device), window)
+        self._length, self._top, self._hides = committed, top, hides
         return plans
 
     def _plans(
@@ -88,17 +99,10 @@ class Tracker:
     ) -> tuple[Rows, Rows | None]:
         """The plans for new tokens in columns ``start .. end`` of these rows, row after row."""
         count_R = end_R - start_R
-        count, columns = int(count_R.max()), int(end_R.max())
-        place_R = np.arange(len(rows_R))
-        place_T = np.repeat(place_R, count_R)
+        count = int(count_R.max())
+        place_T = np.repeat(np.arange(len(rows_R)), count_R)
         within_T = np.arange(len(place_T)) - np.repeat(count_R.cumsum() - count_R, count_R)
-        query_Rn = np.minimum(start_R[:, None] + np.arange(count), end_R[:, None] - 1)
-        rank_RC, place_R1 = self._rank[rows_R, :columns], place_R[:, None]
-        key_doc_RC = np.where(np.arange(columns) < end_R[:, None], place_R1, PADDING)
-        mask_Rnm = visible(
-            place_R1[:, :, None], rank_RC[place_R1, query_Rn][:, :, None],
-            key_doc_RC[:, None], rank_RC[:, None], self._hidden[rows_R, :columns][:, None],
-        )  # fmt: skip
+        row_T, column_T = rows_R[place_T], start_R[place_T] + within_T
         order_T = source_Rn = None
         if len(place_T) < len(rows_R) * count:
             order_T = place_T * count + within_T
@@ -109,32 +113,61 @@ class Tracker:
             return None if x is None else torch.from_numpy(x).to(device)
 
         plan = Rows(
-            row_T=tensor(rows_R[place_T]),
-            column_T=tensor(start_R[place_T] + within_T),
+            row_T=tensor(row_T),
+            column_T=tensor(column_T),
             rows=len(rows_R),
-            columns=columns,
-            rows_R=None if np.array_equal(rows_R, place_R) else tensor(rows_R),
+            columns=int(end_R.max()),
+            rows_R=None if np.array_equal(rows_R, np.arange(len(rows_R))) else tensor(rows_R),
             end_R=tensor(end_R.astype(np.int32)),
             query_Rn=tensor(source_Rn),
             order_T=tensor(order_T),
-            mask_Rnm=None if mask_Rnm.all() else tensor(mask_Rnm),
+            mask_Rnm=None,
             alone=(int(rows_R[0]), int(start_R[0]), int(end_R[0])) if len(rows_R) == 1 else None,
         )
+        if device.type == "cpu" and len(place_T) >= LONG and not start_R.any():
+            kept = (x[row_T, column_T] for x in (self._rank, self._hidden, self._position))
+            among = lower_both(Visibility(place_T.astype(np.int32), *kept), window, device)
+            whole, windowed = (None if each is None else replace(plan, among_new=each) for each in among)
+            return whole, windowed
+        mask_Rnm = self._seen(rows_R, start_R, end_R)
+        whole = replace(plan, mask_Rnm=None if mask_Rnm.all() else tensor(mask_Rnm))
         if window is None:
-            return plan, None
-        position_RC = self._position[rows_R, :columns]
-        near_Rnm = mask_Rnm & within(
-            rank_RC[place_R1, query_Rn][:, :, None], position_RC[place_R1, query_Rn][:, :, None],
-            rank_RC[:, None], position_RC[:, None], window,
-        )  # fmt: skip
+            return whole, None
+        near_Rnm = mask_Rnm & self._near(rows_R, start_R, end_R, window)
         if np.array_equal(near_Rnm, mask_Rnm):
-            return plan, plan
+            return whole, whole
         # What no new token sees any more is not read.
         first = int(near_Rnm.any((0, 1)).argmax())
         near_Rnm = np.ascontiguousarray(near_Rnm[:, :, first:])
-        return plan, replace(
+        return whole, replace(
             plan, first=first, end_R=tensor((end_R - first).astype(np.int32)),
             mask_Rnm=None if near_Rnm.all() else tensor(near_Rnm),
+        )  # fmt: skip
+
+    def _seen(self, rows_R: np.ndarray, start_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
+        """What the new tokens see of their rows, ``[R, n, m]``; of fewer than n in a row the last is repeated."""
+        columns = int(end_R.max())
+        filled_RC = np.arange(columns) < end_R[:, None]
+        # A text that is being written: one token, to which nothing in its row is hidden. The rule need not be asked.
+        one_each = (end_R - start_R).max() == 1 and not self._hides[rows_R].any()
+        if one_each and (self._rank[rows_R, start_R] >= self._top[rows_R]).all():
+            return filled_RC[:, None]
+        place_R1, rank_RC = np.arange(len(rows_R))[:, None], self._rank[rows_R, :columns]
+        query_Rn = _queries(start_R, end_R)
+        return visible(
+            place_R1[:, :, None], rank_RC[place_R1, query_Rn][:, :, None],
+            np.where(filled_RC, place_R1, PADDING)[:, None], rank_RC[:, None],
+            self._hidden[rows_R, :columns][:, None],
+        )  # fmt: skip
+
+    def _near(self, rows_R: np.ndarray, start_R: np.ndarray, end_R: np.ndarray, window: int) -> np.ndarray:
+        """What a window leaves them of it."""
+        columns = int(end_R.max())
+        place_R1, query_Rn = np.arange(len(rows_R))[:, None], _queries(start_R, end_R)
+        rank_RC, position_RC = self._rank[rows_R, :columns], self._position[rows_R, :columns]
+        return within(
+            rank_RC[place_R1, query_Rn][:, :, None], position_RC[place_R1, query_Rn][:, :, None],
+            rank_RC[:, None], position_RC[:, None], window,
         )  # fmt: skip
 
     def _grow(self, capacity: int) -> None:
@@ -144,3 +177,8 @@ class Tracker:
             self._rank, self._hidden, self._position = (
                 np.pad(x, more) for x in (self._rank, self._hidden, self._position)
             )
+
+
+def _queries(start_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
+    """The columns ``[R, n]`` of new tokens."""
+    return np.minimum(start_R[:, None] + np.arange((end_R - start_R).max()), end_R[:, None] - 1)

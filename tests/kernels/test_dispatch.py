@@ -266,6 +266,7 @@ def _forget() -> None:
     """As if nothing had been chosen yet."""
     dispatch._say_once.cache_clear()
     dispatch._key_under.cache_clear()
+    dispatch._made_under.cache_clear()
 
 
 def test_a_choice_is_a_constant_to_the_compiler() -> None:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmkit.kernels import dispatch
+from mmkit.kernels import linear as op
 from mmkit.kernels.dispatch import using
 from mmkit.kernels.linear import FEW, emulated, forget, held, linear, native, shadow
+from mmkit.kernels.linear.split import ROWS, SIZE, split
 from mmkit.nn.linear import Linear
 
 LOW = (torch.bfloat16, torch.float16)
@@ -72,6 +74,50 @@ def test_wide_dtypes_and_gradients_are_torchs_own(dtype: torch.dtype) -> None:
         with torch.set_grad_enabled(grad):
             assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     assert not held()
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 12])
+@pytest.mark.parametrize("channels", [1, 7, 8, 24, 64, 96])
+@torch.no_grad()
+def test_shared_out_among_threads_it_is_the_same_product(
+    count: int, channels: int, threads: Callable[[int], None]
+) -> None:
+    threads(count)
+    wide = torch.randn(channels, 80, dtype=torch.float64)
+    for weight in (wide[:, :40], wide[:, :40].T.contiguous().T):
+        for shape in ((40,), (1, 40), (5, 40), (2, 3, 40), (0, 40)):
+            x = torch.randn(shape, dtype=torch.float64)
+            for bias in (None, torch.randn(channels, dtype=torch.float64)):
+                found, wanted = split(x, weight, bias), F.linear(x, weight, bias)
+                assert found.shape == wanted.shape
+                # float64: another order of summation
+                torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "shared"), [(2, 1, True), (2, ROWS, True), (2, ROWS + 1, False), (1, 1, False)]
+)
+@torch.no_grad()
+def test_few_rows_of_a_large_matrix_are_shared_out(
+    count: int, rows: int, shared: bool, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(count)
+    asked: list[str] = []
+    monkeypatch.setattr(op, "choose_for", lambda *given: asked.append(given[1]) or dispatch.choose_for(*given))
+    x, weight = torch.randn(rows, 64), torch.randn(SIZE // 64, 64)
+    # float32: another order of summation
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-4)
+    assert asked == (["split"] if shared else [])
+    with using({"linear": "torch"}):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
 
 
 def test_the_layer_is_torchs_layer() -> None:

@@ -48,6 +48,9 @@ class Rows(Plan):
     `rows` rows, in order), of which the columns ``first .. columns`` are read; `end_R` and `mask_Rnm` count from `first`. `query_Rn` places the new tokens in a padded grid
     and `order_T` takes them out again (both None where every row has the same number of new tokens, in order).
     `mask_Rnm` is None where everything is seen. `alone` is ``(row, first column, one past the last)`` where one row takes part.
+
+    Where all these rows were empty, new tokens see none but each other: by `among_new`, if there is one, and then there is no
+    mask.
     """
 
     row_T: Tensor
@@ -61,9 +64,12 @@ class Rows(Plan):
     mask_Rnm: Tensor | None
     alone: tuple[int, int, int] | None = None
     first: int = 0
+    among_new: Plan | None = None
 
     def run(self, q_TNH: Tensor, k_BKCH: Tensor, v_BKCH: Tensor, scale: float | None) -> Tensor:
-        """New tokens against the cache rows that `KVCache.write` gave back."""
+        """New tokens against what `KVCache.write` gave back."""
+        if self.among_new is not None:
+            return self.among_new.run(q_TNH, k_BKCH, v_BKCH, scale)
         q_RnNH = q_TNH.view(self.rows, -1, *q_TNH.shape[1:]) if self.query_Rn is None else q_TNH[self.query_Rn]
         out_RnNH = decode(q_RnNH, k_BKCH, v_BKCH, self.rows_R, self.end_R, self.mask_Rnm, scale=scale)
         out_TNH = out_RnNH.flatten(0, 1)

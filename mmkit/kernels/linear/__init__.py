@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mmkit.kernels.dispatch import choose_for
 from mmkit.kernels.linear.native import emulated
 from mmkit.kernels.linear.shadow import forget, held
+from mmkit.kernels.linear.split import pays
 
 __all__ = ["emulated", "forget", "held", "linear"]
 
@@ -26,23 +27,29 @@ _PLAIN = (Tensor, nn.Parameter)
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x W^T + b``: ``[..., I]`` to ``[..., O]``.
 
-    In float32 (and wider), while gradients are enabled, of at most `FEW` rows on a CPU, under autocast and to `torch.compile`
-    this is `F.linear`, and no implementation is asked for. In bf16 and float16 one is chosen: ``shadow`` on a CPU that has no
-    instructions for the dtype, else ``torch``. ``MMKIT_KERNELS=linear=torch``, or ``kernels: {linear: torch}`` in a recipe,
-    switches the other off.
+    While gradients are enabled, under autocast and to `torch.compile` this is `F.linear`, and no implementation is asked for;
+    nor is one for many rows in float32, nor for at most `FEW` in low precision on a CPU. Else one is chosen. For few rows in
+    float32 on a CPU with several threads it is ``split``, which shares out large weights among them. In bf16 and float16 it is
+    ``shadow`` on a CPU that has no instructions for the dtype, else ``torch``. ``MMKIT_KERNELS=linear=torch``, or
+    ``kernels: {linear: torch}`` in a recipe, switches the others off.
 
     ``shadow`` keeps float32 copies of the weights that many rows have been multiplied with, twice the size of those weights, as
     long as the weights live; they are no parameters and are in no checkpoint. A copy is made anew when its weights are written
     to or replaced. Only what is written behind torch's back (through ``.data`` or a numpy view) goes unnoticed: call `forget`
     after that.
     """
-    if weight_OI.dtype not in _LOW or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight_OI, bias_O)
-    if (x.numel() <= FEW * x.shape[-1] and x.is_cpu) or not _asks(x, weight_OI):
+    if weight_OI.dtype in _LOW:
+        if (x.is_cpu and x.numel() <= FEW * x.shape[-1]) or not _asks(x, weight_OI):
+            return F.linear(x, weight_OI, bias_O)
+        own, reason = "torch", "it multiplies the dtype natively"
+        if weight_OI.is_cpu and emulated(weight_OI.dtype):
+            own, reason = "shadow", "this CPU has no instructions for the dtype"
+    elif weight_OI.dtype is torch.float32 and weight_OI.is_cpu and pays(x, weight_OI) and _asks(x, weight_OI):
+        own, reason = "split", "one product of few rows leaves threads waiting"
+    else:
         return F.linear(x, weight_OI, bias_O)
-    own, reason = "torch", "it multiplies the dtype natively"
-    if weight_OI.device.type == "cpu" and emulated(weight_OI.dtype):
-        own, reason = "shadow", "this CPU has no instructions for the dtype"
     return choose_for("linear", own, reason, x)(x, weight_OI, bias_O)
 
 

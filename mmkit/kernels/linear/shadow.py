@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mmkit.kernels.dispatch import kernel
+from mmkit.kernels.linear.split import pays, split
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ _lock = threading.Lock()
 def shadow(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """In float32, rounded once at the end."""
     bias_O = None if bias_O is None else bias_O.float()
-    return F.linear(x.float(), _wide(weight_OI), bias_O).to(x.dtype)
+    multiply = split if pays(x, weight_OI) else F.linear
+    return multiply(x.float(), _wide(weight_OI), bias_O).to(x.dtype)
 
 
 def forget() -> None:

@@ -41,6 +41,5 @@ def norm(
     """
     if kind not in KINDS:
         raise ContractError("norm", f"there is no norm {kind!r}", f"take {' or '.join(KINDS)}")
-    given = [t for t in (y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD) if t is not None]
-    run = choose_for("norm", "eager", _REASON, x_TD, *given)
+    run = choose_for("norm", "eager", _REASON, x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD)
     return run(x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD, kind, eps)

@@ -31,6 +31,5 @@ def rope(
     mmkit's own choice is `eager` everywhere: `triton`, one pass for all of it, has to be named until it has been measured on
     a GPU.
     """
-    given = [t for t in (k_TKH, q_weight_H, k_weight_H) if t is not None]
-    run = choose_for("rope", "eager", _REASON, q_TNH, *given)
+    run = choose_for("rope", "eager", _REASON, q_TNH, k_TKH, q_weight_H, k_weight_H)
     return run(q_TNH, k_TKH, cos_T1F, sin_T1F, q_weight_H, k_weight_H, eps)
