@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from random_layouts import ROPE
 
 from mmkit.kernels.attention import attend, reference
 from mmkit.nn.cache import KVCache
+from mmkit.sequence import tracker as tracking
 from mmkit.sequence.layout import Block, Document, Piece, StreamRule, join, lay_out
 from mmkit.sequence.tracker import Tracker
 from mmkit.sequence.visibility import Visibility
@@ -65,10 +68,17 @@ class Fed:
         return attend(self.q[index], k, v, plan)
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.parametrize("long", [1, tracking.LONG])
+@settings(max_examples=150, deadline=None)
 @given(st.lists(documents(), min_size=1, max_size=3), st.integers(0, 2**16))
-def test_fed_bit_by_bit_equals_the_whole_mask(samples: list[Document], seed: int) -> None:
+def test_fed_bit_by_bit_equals_the_whole_mask(long: int, samples: list[Document], seed: int) -> None:
+    """Also where what comes first has a plan of its own, however short it is."""
     chance = random.Random(seed)
+    with mock.patch.object(tracking, "LONG", long):
+        check_bit_by_bit(samples, chance)
+
+
+def check_bit_by_bit(samples: list[Document], chance: random.Random) -> None:
     fed = Fed([len(d) for d in samples])
     mask = Visibility.of(join(samples, 1)).matrix()
     want = reference(fed.q, fed.k, fed.v, torch.from_numpy(mask))
@@ -125,6 +135,29 @@ def test_rows_that_are_alike_need_neither_a_mask_nor_a_grid() -> None:
     assert plan.mask_Rnm is None and plan.query_Rn is None and plan.order_T is None and plan.rows_R is None
     plan = tracker.plan([(row, causal(3), True) for row in (1, 2)], "cpu")
     assert plan.rows_R.tolist() == [1, 2] and plan.mask_Rnm is None
+
+
+@pytest.mark.parametrize(
+    ("before", "hidden", "rank", "seen"),
+    [
+        ((0, 1, 2), 0, 3, None),
+        ((0, 1, 5), 0, 2, [True, True, False, True]),
+        ((0, 1, 1), 1, 3, [False, False, False, True]),
+        ((0, 1, 1), 1, 1, [False, True, True, True]),
+    ],
+)
+def test_one_token_sees_its_row_but_what_is_above_it_or_hidden(
+    before: tuple[int, ...], hidden: int, rank: int, seen: list[bool] | None
+) -> None:
+    tracker = Tracker(2)
+    block = causal(*before)
+    tracker.plan([(0, replace(block, hidden=np.full_like(block.hidden, hidden)), True)], "cpu")
+    for copied in (tracker, tracker.fork([1, 0, 0])):
+        row = len(copied) - 2 if copied is tracker else 2
+        mask = copied.plan([(row, causal(rank), False)], "cpu").mask_Rnm
+        assert (mask is None) if seen is None else (mask.tolist() == [[seen]])
+    tracker.forget(0)
+    assert tracker.plan([(0, causal(0), True)], "cpu").mask_Rnm is None
 
 
 def test_forgotten_and_copied_rows() -> None:
