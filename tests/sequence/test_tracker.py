@@ -57,20 +57,21 @@ class Fed:
         self.cache = KVCache(2, len(lengths), 3, KEY_HEADS, WIDTH, "cpu", torch.float64)
         self.tracker = Tracker(len(lengths))
 
-    def feed(self, new: list[tuple[int, Block, bool]], index: torch.Tensor) -> torch.Tensor:
+    def feed(self, new: list[tuple[int, Block, bool]], index: torch.Tensor, window: int | None = None) -> torch.Tensor:
         """What the given tokens read."""
         self.cache.reserve(self.tracker.needed(new))
-        plan = self.tracker.plan(new, "cpu")
+        plan, window_plan = self.tracker.plans(new, "cpu", window)
+        plan = plan if window is None else window_plan
         k, v = self.cache.write(1, self.k[index], self.v[index], plan)
         return attend(self.q[index], k, v, plan)
 
 
 @settings(max_examples=250, deadline=None)
-@given(st.lists(documents(), min_size=1, max_size=3), st.integers(0, 2**16))
-def test_fed_bit_by_bit_equals_the_whole_mask(samples: list[Document], seed: int) -> None:
+@given(st.lists(documents(), min_size=1, max_size=3), st.integers(0, 2**16), st.sampled_from([None, 1, 3, 8]))
+def test_fed_bit_by_bit_equals_the_whole_mask(samples: list[Document], seed: int, window: int | None) -> None:
     chance = random.Random(seed)
     fed = Fed([len(d) for d in samples])
-    mask = Visibility.of(join(samples, 1)).matrix()
+    mask = Visibility.of(join(samples, 1)).windowed(window).matrix()
     want = reference(fed.q, fed.k, fed.v, torch.from_numpy(mask))
     waiting = {row: cuts(d.tokens, chance) for row, d in enumerate(samples)}
     while waiting:
@@ -89,7 +90,7 @@ def test_fed_bit_by_bit_equals_the_whole_mask(samples: list[Document], seed: int
                     break
             if not waiting[row]:
                 del waiting[row]
-        got = fed.feed(new, torch.tensor(index))
+        got = fed.feed(new, torch.tensor(index), window)
         torch.testing.assert_close(got, want[index], **EXACT)
     for row, sample in enumerate(samples):
         assert fed.tracker.length(row) == (sample.tokens.hidden == 0).sum()
@@ -125,6 +126,18 @@ def test_rows_that_are_alike_need_neither_a_mask_nor_a_grid() -> None:
     assert plan.mask_Rnm is None and plan.query_Rn is None and plan.order_T is None and plan.rows_R is None
     plan = tracker.plan([(row, causal(3), True) for row in (1, 2)], "cpu")
     assert plan.rows_R.tolist() == [1, 2] and plan.mask_Rnm is None
+
+
+def test_columns_behind_the_window_are_not_read() -> None:
+    text = lay_out([Piece(StreamRule(0, ""), 0, (9,))], ROPE).tokens
+    tracker = Tracker(2)
+    plan, same = tracker.plans([(0, text[:4], True), (1, text[:6], True)], "cpu", 6)
+    assert same is plan and plan.first == 0
+    _, late = tracker.plans([(0, text[4:5], True), (1, text[6:7], True)], "cpu", 3)
+    assert (late.first, late.columns, late.end_R.tolist()) == (2, 7, [3, 5])
+    assert late.mask_Rnm.int().tolist() == [[[1, 1, 1, 0, 0]], [[0, 0, 1, 1, 1]]]
+    _, alone = tracker.plans([(1, text[7:8], True)], "cpu", 3)
+    assert alone.first == 5 and alone.mask_Rnm is None and alone.columns == 8
 
 
 def test_forgotten_and_copied_rows() -> None:
