@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from random_layouts import visibilities, windowed
 
 from mmkit.errors import ContractError
@@ -41,7 +41,7 @@ def test_a_window_makes_stretches_begin_later(seen: Visibility) -> None:
         plan = interval_plan(seen, seen, torch.device("cpu"))
     except ContractError as error:
         assert "where ranks go on" in str(error)
-        assume(False)
+        return
     assert np.array_equal(read(plan, len(seen), len(seen)), seen.matrix())
 
 
