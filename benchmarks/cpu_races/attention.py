@@ -26,7 +26,7 @@ NOISED = StreamRule(2, "noised", "block", hidden=True, begin=1, end=2)
 
 
 def races() -> Iterator[Race]:
-    """Three masks, forward, and forward and backward, by length and dtype."""
+    """Three masks, forward, and forward and backward, by length and dtype; and one through a sliding window."""
     for tokens, dtype in SIZES:
         masks = {
             "two documents with images": mixed(tokens, IMAGE),
@@ -35,6 +35,7 @@ def races() -> Iterator[Race]:
         }
         for title, seen in masks.items():
             yield from _both(title, seen, dtype)
+    yield from _both("a window of 512, two documents with images", mixed(4096, IMAGE).windowed(512), torch.float32)
 
 
 def _both(title: str, seen: Visibility, dtype: torch.dtype) -> Iterator[Race]:

@@ -48,10 +48,9 @@ class MoT(Transformer):
         """What all blocks of one pass share, also by tower."""
         whole = super().context(packed, cache)
         assert whole.split is not None
-        turns, window_turns = (
-            tuple(None if turn is None else turn.take(group) for group in whole.split.groups)
-            for turn in (whole.turn, whole.window_turn if whole.windowed else None)
-        )
+        turns = window_turns = _turns(whole.split, whole.turn)
+        if whole.window_turn is not whole.turn:
+            window_turns = _turns(whole.split, whole.window_turn)
         return TowerContext(
             **vars(whole), turns=turns, conditions=_apart(whole.split, whole.condition), window_turns=window_turns
         )
@@ -107,6 +106,10 @@ class TowerLast(nn.Module):
         assert split is not None
         given = zip(self.towers.values(), split.apart(x_TD), _apart(split, context.last_condition), strict=True)
         return split.together([last.apply_to(x, condition) for last, x, condition in given])
+
+
+def _turns(split: Split, turn: Turn | None) -> tuple[Turn | None, ...]:
+    return tuple(None if turn is None else turn.take(group) for group in split.groups)
 
 
 def _apart(split: Split, x: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -74,7 +74,9 @@ class Transformer(Backbone):
         """What all blocks of one pass share, computed once."""
         assert self.modulates or packed.condition_TD is None, "this backbone does not modulate"
         assert self.crosses or packed.memory is None, "this backbone has no cross-attention"
-        assert (self.window is None) == (packed.window_plan is None), "`Packed.window_plan` goes with the backbone's `window`"
+        assert (self.window is None) == (packed.window_plan is None), (
+            "`Packed.window_plan` goes with the backbone's `window`"
+        )
         condition = last_condition = memory_SD = split = None
         if self.conditioning is not None:
             given = packed.condition_TD

@@ -29,8 +29,9 @@ def lower(
     """The plan for these queries and keys (None: the queries themselves) on a device.
 
     `implementation` names the kernel, whatever the environment and the recipe say. Where gradients are enabled, the kernel
-    must give them; where the queries see through a window that hides any key, it must know windows. mmkit's own choice is ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences;
-    ``triton`` must be named until it has been measured on one. Raises as `mmkit.kernels.dispatch.choose` does.
+    must give them; where the queries see through a window that hides any key, it must know windows. mmkit's own choice is
+    ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences; ``triton`` must be named until it has
+    been measured on one. Raises as `mmkit.kernels.dispatch.choose` does.
     """
     device = torch.device(device)
     if queries.window is not None and not queries.cut_short(queries if keys is None else keys):

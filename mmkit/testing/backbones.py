@@ -48,7 +48,11 @@ def what_it_declares_is_there(case: BackboneCase) -> None:
     for flag in ("modulates", "crosses", "routes"):
         demand(isinstance(getattr(part, flag), bool), flag, f"it is {getattr(part, flag)!r}, not true or false")
     window = part.window
-    demand(window is None or (isinstance(window, int) and window > 0), "window", f"it is {window!r}, no number of positions")
+    demand(
+        window is None or (isinstance(window, int) and window > 0),
+        "window",
+        f"it is {window!r}, no number of positions",
+    )
 
 
 @check("backbone")

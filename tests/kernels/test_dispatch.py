@@ -71,6 +71,8 @@ def test_limits_say_what_is_missing() -> None:
     assert limits.refusal(Site("cuda", torch.bfloat16, True, (9, 0))) == "gives no gradients on cuda"
     assert limits.refusal(Site("cuda", torch.bfloat16, False, (9, 0))) == ""
     assert Limits().refusal(Site("meta", torch.int8, True)) == ""
+    assert Limits().refusal(Site("cpu", window=True)) == "knows no sliding windows"
+    assert Limits(windows=True).refusal(Site("cpu", window=True)) == ""
 
 
 def test_gradients_are_wanted_where_they_can_be_had() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from distributions import Site
 
 from mmkit import cli, ops, registry, testing
-from mmkit.errors import PluginError
+from mmkit.errors import ContractError, PluginError
 from mmkit.kernels.dispatch import using
 from mmkit.kernels.vq import nearest_code
+from mmkit.sequence.lowering import lower
+from mmkit.sequence.visibility import Visibility
 
 SOURCE = '''
 import torch
@@ -192,6 +195,16 @@ def test_what_cannot_run_here_is_told_apart(odd: Site) -> None:
     results = testing.run(testing.entries("kernel/attention.elsewhere", registry=known))
     reasons = {r.check.name: r.reason for r in results if r.ok and not r.applies}
     assert reasons["it_agrees_with_the_reference"] == "it runs on npu, and this machine has none that will do"
+
+
+def test_windows_are_for_those_that_know_them(odd: Site) -> None:
+    odd.read()
+    ranks = np.arange(5, dtype=np.int32)
+    seen = Visibility(0 * ranks, ranks, 0 * ranks, ranks)
+    assert torch.equal(lower(seen, device="cpu", implementation="mine").mask_QS, torch.ones(5, 5).tril().bool())
+    assert lower(seen.windowed(5), device="cpu", implementation="mine"), "it hides nothing"
+    with pytest.raises(ContractError, match="the kernel 'mine' of attention knows no sliding windows"):
+        lower(seen.windowed(4), device="cpu", implementation="mine")
 
 
 @pytest.mark.slow

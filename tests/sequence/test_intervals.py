@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from random_layouts import visibilities, windowed
 
 from mmkit.errors import ContractError
@@ -41,7 +41,7 @@ def test_a_window_makes_stretches_begin_later(seen: Visibility) -> None:
         plan = interval_plan(seen, seen, torch.device("cpu"))
     except ContractError as error:
         assert "where ranks go on" in str(error)
-        assume(False)
+        return
     assert np.array_equal(read(plan, len(seen), len(seen)), seen.matrix())
 
 
@@ -50,7 +50,7 @@ def test_a_window_with_holes_is_refused() -> None:
     seen = Visibility(*(np.array(x, np.int32) for x in ([0] * 6, [0, 1, 1, 0, 0, 2], [0] * 6, range(6))))
     assert np.array_equal(seen.windowed(3).matrix()[5], [False, False, False, True, True, True])
     assert not seen.windowed(2).matrix()[5, 3]
-    with pytest.raises(ContractError, match="positions go back where ranks go on.*take `flex` or `dense`"):
+    with pytest.raises(ContractError, match=r"positions go back where ranks go on.*take `flex` or `dense`"):
         interval_plan(seen.windowed(2), seen, torch.device("cpu"))
 
 

@@ -17,7 +17,7 @@ from mmkit.kernels import dispatch
 from mmkit.kernels.attention import Batches, Dense, Flex, Plain, attend, reference
 from mmkit.sequence import tiles
 from mmkit.sequence.layout import Layout, Piece, StreamRule, join, lay_out
-from mmkit.sequence.lowering import lower, mask_mod
+from mmkit.sequence.lowering import lower, lower_both, mask_mod
 from mmkit.sequence.picture import text_picture
 from mmkit.sequence.positions import Rope
 from mmkit.sequence.visibility import Visibility
@@ -78,7 +78,7 @@ def test_lowerings_agree(costs: None, seen: Visibility) -> None:
     check(seen, seen)
 
 
-@relaxed
+@settings(relaxed, max_examples=60)
 @given(windowed())
 def test_lowerings_agree_through_a_window(costs: None, seen: Visibility) -> None:
     check(seen, seen)
@@ -176,6 +176,29 @@ def test_masks_and_calls_grow_with_the_length_and_not_with_its_square(length: in
     assert sum(part.bias_nm.numel() for part in parts if part.bias_nm is not None) <= 1024 * length
     pairs = sum((t.stop - t.start) * (p.stop - p.start) for t in plan.tiles for p in t.parts)
     assert pairs <= 1.15 * (length * (length + 1) / 2 + (length // 512) * 288 * 287 / 2)
+
+
+@pytest.mark.parametrize(("length", "window"), [(2048, 256), (4096, 1024)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_behind_a_window_nothing_is_computed(length: int, window: int, hidden: bool) -> None:
+    """Beside what is seen, only what chunks of 128 queries do not share; and a mask that many of them have is one."""
+    image = StreamRule(1, "image", "block", hidden=hidden, begin=1, end=2)
+    pieces = [Piece(StreamRule(0, "text"), 0, (222,)), Piece(image, 1, (12, 12), target=True)] * (length // 512)
+    seen = Visibility.of(join([lay_out(pieces, Rope(Rope.Config()))], 1)).windowed(window)
+    plan = lower(seen, device="cpu", implementation="batches")
+    pairs = sum((t.stop - t.start) * (p.stop - p.start) for t in plan.tiles for p in t.parts)
+    assert pairs <= seen.matrix().sum() + 150 * len(seen)
+    masks = {id(p.bias_nm): p.bias_nm.numel() for t in plan.tiles for p in t.parts if p.bias_nm is not None}
+    assert sum(masks.values()) <= 256 * len(seen)
+
+
+def test_two_plans_are_one_where_the_window_hides_nothing() -> None:
+    seen = Visibility.of(mixed(2, 30))
+    longest = int(seen.position.max())
+    both = lower_both(seen, longest + 1, "cpu")
+    assert both[0] is both[1] and lower_both(seen, None, "cpu")[1] is None
+    plan, window_plan = lower_both(seen, longest, "cpu")
+    assert window_plan is not None and window_plan is not plan
 
 
 def test_the_choice_is_said_once_with_its_reason(

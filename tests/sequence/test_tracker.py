@@ -60,27 +60,30 @@ class Fed:
         self.cache = KVCache(2, len(lengths), 3, KEY_HEADS, WIDTH, "cpu", torch.float64)
         self.tracker = Tracker(len(lengths))
 
-    def feed(self, new: list[tuple[int, Block, bool]], index: torch.Tensor) -> torch.Tensor:
+    def feed(self, new: list[tuple[int, Block, bool]], index: torch.Tensor, window: int | None = None) -> torch.Tensor:
         """What the given tokens read."""
         self.cache.reserve(self.tracker.needed(new))
-        plan = self.tracker.plan(new, "cpu")
+        plan, window_plan = self.tracker.plans(new, "cpu", window)
+        plan = plan if window is None else window_plan
         k, v = self.cache.write(1, self.k[index], self.v[index], plan)
         return attend(self.q[index], k, v, plan)
 
 
 @pytest.mark.parametrize("long", [1, tracking.LONG])
 @settings(max_examples=150, deadline=None)
-@given(st.lists(documents(), min_size=1, max_size=3), st.integers(0, 2**16))
-def test_fed_bit_by_bit_equals_the_whole_mask(long: int, samples: list[Document], seed: int) -> None:
+@given(st.lists(documents(), min_size=1, max_size=3), st.integers(0, 2**16), st.sampled_from([None, 1, 3, 8]))
+def test_fed_bit_by_bit_equals_the_whole_mask(
+    long: int, samples: list[Document], seed: int, window: int | None
+) -> None:
     """Also where what comes first has a plan of its own, however short it is."""
     chance = random.Random(seed)
     with mock.patch.object(tracking, "LONG", long):
-        check_bit_by_bit(samples, chance)
+        check_bit_by_bit(samples, chance, window)
 
 
-def check_bit_by_bit(samples: list[Document], chance: random.Random) -> None:
+def check_bit_by_bit(samples: list[Document], chance: random.Random, window: int | None) -> None:
     fed = Fed([len(d) for d in samples])
-    mask = Visibility.of(join(samples, 1)).matrix()
+    mask = Visibility.of(join(samples, 1)).windowed(window).matrix()
     want = reference(fed.q, fed.k, fed.v, torch.from_numpy(mask))
     waiting = {row: cuts(d.tokens, chance) for row, d in enumerate(samples)}
     while waiting:
@@ -99,7 +102,7 @@ def check_bit_by_bit(samples: list[Document], chance: random.Random) -> None:
                     break
             if not waiting[row]:
                 del waiting[row]
-        got = fed.feed(new, torch.tensor(index))
+        got = fed.feed(new, torch.tensor(index), window)
         torch.testing.assert_close(got, want[index], **EXACT)
     for row, sample in enumerate(samples):
         assert fed.tracker.length(row) == (sample.tokens.hidden == 0).sum()
@@ -158,6 +161,18 @@ def test_one_token_sees_its_row_but_what_is_above_it_or_hidden(
         assert (mask is None) if seen is None else (mask.tolist() == [[seen]])
     tracker.forget(0)
     assert tracker.plan([(0, causal(0), True)], "cpu").mask_Rnm is None
+
+
+def test_columns_behind_the_window_are_not_read() -> None:
+    text = lay_out([Piece(StreamRule(0, ""), 0, (9,))], ROPE).tokens
+    tracker = Tracker(2)
+    plan, same = tracker.plans([(0, text[:4], True), (1, text[:6], True)], "cpu", 6)
+    assert same is plan and plan.first == 0
+    _, late = tracker.plans([(0, text[4:5], True), (1, text[6:7], True)], "cpu", 3)
+    assert (late.first, late.columns, late.end_R.tolist()) == (2, 7, [3, 5])
+    assert late.mask_Rnm.int().tolist() == [[[1, 1, 1, 0, 0]], [[0, 0, 1, 1, 1]]]
+    _, alone = tracker.plans([(1, text[7:8], True)], "cpu", 3)
+    assert alone.first == 5 and alone.mask_Rnm is None and alone.columns == 8
 
 
 def test_forgotten_and_copied_rows() -> None:

@@ -1,8 +1,9 @@
 """The mask as one stretch of keys per query and one bound per hidden key, and which blocks of it need no look.
 
 With queries and keys sorted by document and rank, query q sees key k where ``lo[q] <= k < hi[q]`` and ``q < until[k]``: the
-stretch holds its document's keys of its own and of lower rank, and a hidden key is out of sight once the ranks have passed
-its own. So the mask of a tile is decided from three vectors, and none is ever as large as the mask.
+stretch holds its document's keys of its own and of lower rank (through a sliding window, the last of these), and a hidden key
+is out of sight once the ranks have passed its own. So the mask of a tile is decided from three vectors, and none is ever as
+large as the mask.
 
 Shape suffixes: Q queries, S keys, B blocks.
 """

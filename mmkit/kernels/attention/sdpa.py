@@ -45,9 +45,10 @@ class Rows(Plan):
     """New tokens of some rows of a cache, against what those rows hold.
 
     New token t is written at ``(row_T[t], column_T[t])`` of the cache. The participating rows are `rows_R` (None: the first
-    `rows` rows, in order), of which the columns ``first .. columns`` are read; `end_R` and `mask_Rnm` count from `first`. `query_Rn` places the new tokens in a padded grid
-    and `order_T` takes them out again (both None where every row has the same number of new tokens, in order).
-    `mask_Rnm` is None where everything is seen. `alone` is ``(row, first column, one past the last)`` where one row takes part.
+    `rows` rows, in order), of which the columns ``first .. columns`` are read; `end_R` and `mask_Rnm` count from `first`.
+    `query_Rn` places the new tokens in a padded grid and `order_T` takes them out again (both None where every row has the
+    same number of new tokens, in order). `mask_Rnm` is None where everything is seen. `alone` is ``(row, first column, one
+    past the last)`` where one row takes part.
 
     Where all these rows were empty, new tokens see none but each other: by `among_new`, if there is one, and then there is no
     mask.

@@ -46,4 +46,5 @@ def attention() -> Iterator[Trial]:
             def run(function: Any, q: Tensor, k: Tensor, v: Tensor, seen: Any = (queries, keys)) -> Tensor:
                 return attend(q, k, v, function(*seen, q.device))
 
-            yield Trial(f"{title}, {heads} heads of {width} and {key_heads} key heads", tuple(inputs), run, queries.window is not None)
+            name = f"{title}, {heads} heads of {width} and {key_heads} key heads"
+            yield Trial(name, tuple(inputs), run, queries.window is not None)

@@ -12,7 +12,8 @@ from torch import Tensor
 class Trial:
     """An op on random inputs in float64: `run` gives its output, or outputs, by an implementation.
 
-    `window`: it has a mask with a sliding window, which not every kernel knows. Inputs of another dtype than float64 are given to every implementation as they are, and have no gradient.
+    Inputs of another dtype than float64 are given to every implementation as they are, and have no gradient. `window`: it has
+    a mask with a sliding window, which not every kernel knows.
     """
 
     title: str
