@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.nn.block import Block, Context, Last
 from mmkit.nn.cache import KVCache
 from mmkit.nn.rotary import Turn
@@ -57,7 +57,7 @@ class TowerContext(Context):
     """The context taken apart by tower, once for all layers."""
 
     turns: tuple[Turn | None, ...] = ()
-    conditions: tuple[Tensor | None, ...] = ()
+    conditions: tuple[Condition | None, ...] = ()
 
 
 class TowerBlock(nn.Module):
@@ -102,5 +102,5 @@ class TowerLast(nn.Module):
         return split.together([last.apply_to(x, condition) for last, x, condition in given])
 
 
-def _apart(split: Split, x: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (None,) * len(split.groups) if x is None else tuple(split.apart(x))
+def _apart(split: Split, condition: Condition | None) -> tuple[Condition | None, ...]:
+    return tuple(None if condition is None else condition.take(group) for group in split.groups)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmkit.contracts.backbone import Backbone
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.sequence.layout import Document, Layout, Piece, StreamRule, join, lay_out
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
@@ -50,8 +50,8 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
     generator = torch.Generator(device="cpu").manual_seed(seed)
     size = len(layout)
     x_TD = torch.randn(size, backbone.dim, generator=generator)
-    condition_TD = torch.randn(size, backbone.dim, generator=generator) if backbone.modulates else None
-    packed = place(layout, x_TD, condition_TD)
+    condition = Condition(torch.randn(size, backbone.dim, generator=generator)) if backbone.modulates else None
+    packed = place(layout, x_TD, condition)
     if not backbone.crosses:
         return packed
     seen = Visibility.memory(layout)
@@ -62,11 +62,11 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
     return replace(packed, memory=memory, memory_plan=lower(Visibility.of(layout), seen, device="cpu"))
 
 
-def place(layout: Layout, x_TD: torch.Tensor, condition_TD: torch.Tensor | None) -> Packed:
+def place(layout: Layout, x_TD: torch.Tensor, condition: Condition | None) -> Packed:
     """Embeddings at a layout's places."""
     return Packed(
         x_TD, torch.from_numpy(layout.tokens.positions), torch.from_numpy(layout.tokens.stream).long(),
-        lower(Visibility.of(layout), device="cpu"), condition_TD,
+        lower(Visibility.of(layout), device="cpu"), condition,
     )  # fmt: skip
 
 
