@@ -27,7 +27,8 @@ class Condition:
     rows_KD: Tensor
     index_T: Tensor | None = None
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """How many tokens it is for."""
         return len(self.rows_KD if self.index_T is None else self.index_T)
 
@@ -48,20 +49,20 @@ class Condition:
 
         Conditions of the very same rows share them.
         """
-        device = parts[0][1].rows_KD.device
-        index_T = torch.zeros(count, dtype=torch.long, device=device)
+        like_KD = parts[0][1].rows_KD
+        index_T = torch.zeros(count, dtype=torch.long, device=like_KD.device)
         rows: list[Tensor] = []
-        if sum(len(condition) for _, condition in parts) < count:
-            rows.append(parts[0][1].rows_KD.new_zeros(1, parts[0][1].rows_KD.shape[1], dtype=dtype))
+        if sum(condition.count for _, condition in parts) < count:
+            rows.append(like_KD.new_zeros(1, like_KD.shape[1], dtype=dtype))
         firsts: dict[int, int] = {}
         for places, condition in parts:
             own = condition.rows_KD
             if id(own) not in firsts:
                 firsts[id(own)] = sum(map(len, rows))
                 rows.append(own.to(dtype))
-            index_T[places] = firsts[id(own)] + (
-                torch.arange(len(own), device=device) if condition.index_T is None else condition.index_T
-            )
+            own_T = condition.index_T
+            own_T = torch.arange(len(own), device=own.device) if own_T is None else own_T
+            index_T[places] = own_T + firsts[id(own)]
         return cls(torch.cat(rows), index_T)
 
 

@@ -75,7 +75,7 @@ def _condition(reads: Sequence[Read], x_TD: Tensor) -> Condition | None:
     for read in reads:
         if read.condition is not None:
             first = start + read.conditioned
-            given.append((slice(first, first + len(read.condition)), read.condition))
+            given.append((slice(first, first + read.condition.count), read.condition))
         start += len(read.block)
     return Condition.placed(len(x_TD), given, x_TD.dtype) if given else None
 

@@ -31,7 +31,7 @@ test_conformance_of_dresses = conformance(*(f"backbone/{kind}" for kind in CLASS
 
 def part(packed: Packed, index: slice) -> tuple[torch.Tensor, Condition | None]:
     condition = packed.condition
-    return packed.x_TD[index], condition and condition.take(torch.arange(len(condition))[index])
+    return packed.x_TD[index], condition and condition.take(torch.arange(condition.count)[index])
 
 
 @everywhere

@@ -63,7 +63,7 @@ def test_placed_conditions() -> None:
     one, two = Condition(one_KD, torch.zeros(2).long()), Condition(two_KD)
     placed = Condition.placed(6, [(slice(1, 3), one), (torch.tensor([5, 0]), two)], torch.float32)
     wanted_TD = torch.stack([two_KD[1], one_KD[0], one_KD[0], torch.zeros(4), torch.zeros(4), two_KD[0]])
-    assert len(placed) == 6 and len(placed.rows_KD) == 1 + 1 + 2
+    assert placed.count == 6 and len(placed.rows_KD) == 1 + 1 + 2
     assert torch.equal(placed.x_TD, wanted_TD)
     for condition in (placed, Condition(wanted_TD)):
         assert torch.equal(condition.take(torch.tensor([4, 1, 0])).x_TD, wanted_TD[[4, 1, 0]])
