@@ -25,7 +25,7 @@ from mmkit.contracts.options import Sampling
 from mmkit.contracts.seeds import derive
 from mmkit.contracts.segment import Segment
 from mmkit.contracts.tokenizer import Tokenizer
-from mmkit.contracts.values import Feed, Packed, Targets, TokenLoss
+from mmkit.contracts.values import Condition, Feed, Packed, Targets, TokenLoss
 from mmkit.contracts.vocabulary import MARKS
 from mmkit.errors import ContractError
 from mmkit.generate import generate
@@ -319,10 +319,10 @@ class UnifiedModel(nn.Module):
 
     def _feed(
         self, batch: Batch, folded: dict[str, list[Tensor]], x_TD: Tensor
-    ) -> tuple[Tensor, Tensor | None, dict[str, list[_Work]]]:
+    ) -> tuple[Tensor, Condition | None, dict[str, list[_Work]]]:
         """Lets every head prepare its targets, and embeds what it feeds."""
         works: dict[str, list[_Work]] = {}
-        condition = None
+        conditions = []
         for name, spans in batch.targets.items():
             head: Head = self.heads[name]
             targets = self._targets(name, batch, spans, folded)
@@ -335,9 +335,8 @@ class UnifiedModel(nn.Module):
             if prepared.feed.lead_ND is not None:
                 leads = self._index([s.start - 1 for s, _ in spans])
                 x_TD = x_TD.index_copy(0, leads, prepared.feed.lead_ND.to(x_TD.dtype))
-            if prepared.feed.condition_SD is not None:
-                condition = torch.zeros_like(x_TD) if condition is None else condition
-                condition = condition.index_copy(0, places, prepared.feed.condition_SD.to(x_TD.dtype))
+            if prepared.feed.condition is not None:
+                conditions.append((places, prepared.feed.condition))
             works[name] = [_Work(places, places + head.shift, prepared)]
         chooser = self.router.chooser
         if chooser and batch.layout.choices:
@@ -349,7 +348,7 @@ class UnifiedModel(nn.Module):
             generator = torch.Generator().manual_seed(0)
             targets = Targets(ids, (1,) * count, ((1,),) * count, (MARKS,) * count, (generator,) * count)
             works.setdefault(chooser, []).append(_Work(places, places, head.prepare(targets)))
-        return x_TD, condition, works
+        return x_TD, Condition.placed(len(x_TD), conditions, x_TD.dtype) if conditions else None, works
 
     def _targets(
         self, name: str, batch: Batch, spans: Sequence[tuple[Span, int]], folded: dict[str, list[Tensor]]
@@ -376,7 +375,9 @@ class UnifiedModel(nn.Module):
             torch.cat(tokens), tuple(lengths), tuple(s.content_grid for s, _ in spans), tuple(streams), generators
         )
 
-    def _pack(self, batch: Batch, x_TD: Tensor, condition: Tensor | None, memory_TD: Tensor | None) -> Packed:
+    def _pack(
+        self, batch: Batch, x_TD: Tensor, condition: Condition | None, memory_TD: Tensor | None
+    ) -> Packed:  # fmt: skip
         layout, seen = batch.layout, Visibility.of(batch.layout)
         memory = memory_plan = None
         if memory_TD is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.nn.block import Block, Context, Last
 from mmkit.nn.cache import KVCache
 from mmkit.nn.rotary import Turn
@@ -61,7 +61,7 @@ class TowerContext(Context):
     """The context taken apart by tower, once for all layers."""
 
     turns: tuple[Turn | None, ...] = ()
-    conditions: tuple[Tensor | None, ...] = ()
+    conditions: tuple[Condition | None, ...] = ()
     window_turns: tuple[Turn | None, ...] = ()
 
 
@@ -112,5 +112,5 @@ def _turns(split: Split, turn: Turn | None) -> tuple[Turn | None, ...]:
     return tuple(None if turn is None else turn.take(group) for group in split.groups)
 
 
-def _apart(split: Split, x: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (None,) * len(split.groups) if x is None else tuple(split.apart(x))
+def _apart(split: Split, condition: Condition | None) -> tuple[Condition | None, ...]:
+    return tuple(None if condition is None else condition.take(group) for group in split.groups)

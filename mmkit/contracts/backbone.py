@@ -14,7 +14,7 @@ from mmkit.contracts.values import Hidden, Packed
 class Backbone(Part):
     """Reads a packed sequence; built as ``Class(config, streams)`` with the names of the recipe's streams in order.
 
-    The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition_TD`), `crosses` (reads `Packed.memory`) and
+    The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition`), `crosses` (reads `Packed.memory`) and
     `routes` (gives `Hidden.routes`). Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that
     the mask stays stated once. A backbone with layers that see through a sliding window sets `window`, in positions; these
     layers attend with `Packed.window_plan`, which is there if and only if `window` is.

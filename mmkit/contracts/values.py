@@ -1,6 +1,7 @@
 """The tensors that cross a seam, each in one frozen type.
 
-Shape suffixes: T packed tokens, S tokens of one call, D backbone width, C channels, A position axes, V vocabulary.
+Shape suffixes: T packed tokens, S tokens of one call, K distinct conditions, D backbone width, C channels, A position axes,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,24 +17,78 @@ from mmkit.contracts.options import Sampling
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What tokens are conditioned on (noise level, class), each distinct condition once.
+
+    Token t has row ``index_T[t]`` of `rows_KD`; without an index, token t has row t. Where all tokens of a picture share a
+    condition, what is computed of it is computed once.
+    """
+
+    rows_KD: Tensor
+    index_T: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """How many tokens it is for."""
+        return len(self.rows_KD if self.index_T is None else self.index_T)
+
+    @property
+    def x_TD(self) -> Tensor:
+        """The condition of every token."""
+        return self.rows_KD if self.index_T is None else self.rows_KD.index_select(0, self.index_T)
+
+    def take(self, places_S: Tensor) -> Condition:
+        """That of some of its tokens."""
+        if self.index_T is None:
+            return Condition(self.rows_KD.index_select(0, places_S))
+        return Condition(self.rows_KD, self.index_T.index_select(0, places_S))
+
+    @classmethod
+    def placed(cls, count: int, parts: Sequence[tuple[Tensor | slice, Condition]], dtype: torch.dtype) -> Condition:
+        """That of `count` tokens, of which some have the given ones, each at its places; the others have the condition zero.
+
+        Conditions of the very same rows share them.
+        """
+        like_KD = parts[0][1].rows_KD
+        index_T = torch.zeros(count, dtype=torch.long, device=like_KD.device)
+        rows: list[Tensor] = []
+        if sum(condition.count for _, condition in parts) < count:
+            rows.append(like_KD.new_zeros(1, like_KD.shape[1], dtype=dtype))
+        firsts: dict[int, int] = {}
+        for places, condition in parts:
+            own = condition.rows_KD
+            if id(own) not in firsts:
+                firsts[id(own)] = sum(map(len, rows))
+                rows.append(own.to(dtype))
+            own_T = condition.index_T
+            own_T = torch.arange(len(own), device=own.device) if own_T is None else own_T
+            index_T[places] = own_T + firsts[id(own)]
+        return cls(torch.cat(rows), index_T)
+
+
+@dataclass(frozen=True)
 class Packed:
     """Many samples laid end to end, no padding: what a backbone reads.
 
     `x_TD` embeddings; `positions_TA` integer coordinates; `stream_T` the index of the stream that owns each token;
     `plan` the lowered visibility rule, executed by `mmkit.kernels.attention.attend`; `window_plan` the same through the
-    backbone's `window`, where it has one; `condition_TD` conditioning (noise
-    level, class) per token, zero where there is none, or None where nothing is conditioned. `memory` holds tokens that
-    enter by cross-attention only, `memory_plan` who sees them.
+    backbone's `window`, where it has one; `condition` is that of all tokens, zero where there is none, or None where nothing is
+    conditioned. `memory` holds tokens that enter by cross-attention only, `memory_plan` who sees them.
     """
 
     x_TD: Tensor
     positions_TA: Tensor
     stream_T: Tensor
     plan: Any
-    condition_TD: Tensor | None = None
+    condition: Condition | None = None
     memory: Packed | None = None
     memory_plan: Any = None
     window_plan: Any = None
+
+    @property
+    def condition_TD(self) -> Tensor | None:
+        """The condition of every token, for what computes it token by token."""
+        return None if self.condition is None else self.condition.x_TD
 
 
 @dataclass(frozen=True)
@@ -87,8 +142,8 @@ class Feed:
 
     `tokens`: codes ``[S]`` or latents ``[S, C]``, embedded by the stream's connector. Where `blank_S` is true the
     embedding is replaced by `blank_D` (a mask token). `add_SD` is added (time: add); `lead_ND` is one extra token before
-    each of the N spans (time: token); `condition_SD` reaches modulating backbones (time: adaln). A head that reads learned
-    queries gives their embeddings as `x_SD` instead of tokens, and nothing else.
+    each of the N spans (time: token); the `condition` of these tokens reaches modulating backbones (time: adaln). A head that
+    reads learned queries gives their embeddings as `x_SD` instead of tokens, and nothing else.
     """
 
     tokens: Tensor | None
@@ -96,8 +151,13 @@ class Feed:
     blank_D: Tensor | None = None
     add_SD: Tensor | None = None
     lead_ND: Tensor | None = None
-    condition_SD: Tensor | None = None
+    condition: Condition | None = None
     x_SD: Tensor | None = None
+
+    @property
+    def condition_SD(self) -> Tensor | None:
+        """The condition of every token."""
+        return None if self.condition is None else self.condition.x_TD
 
     @property
     def count(self) -> int:

@@ -23,12 +23,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.explain.example import Example
 from mmkit.kernels.attention import Dense
 from mmkit.model import UnifiedModel
 from mmkit.nn.experts import Experts, Report
 from mmkit.nn.mlp import activate
+from mmkit.sequence.layout import Layout
 
 FLOAT = 4
 """Bytes of a float32 number."""
@@ -150,6 +151,7 @@ class _Ghost:
     """
 
     def __init__(self, model: UnifiedModel) -> None:
+        self.model = model
         self.backbone = model.backbone
         self.axes = model.backbone.positions.axes
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -176,11 +178,22 @@ class _Ghost:
             memory = Packed(memory_MD, torch.from_numpy(block.positions), torch.from_numpy(block.stream).long(), None)
         packed = Packed(
             x_TD, torch.from_numpy(layout.tokens.positions), torch.from_numpy(layout.tokens.stream).long(), plan,
-            None, memory, memory_plan if memory_count else None,
+            self._condition(layout, x_TD), memory, memory_plan if memory_count else None,
             None if self.backbone.window is None else plan,
         )  # fmt: skip
         with _any_expert(self.backbone):
             torch.func.functional_call(self.backbone, self.fakes, (packed,))
+
+    def _condition(self, layout: Layout, x_TD: Tensor) -> Condition | None:
+        """One for each span that a head gives a condition."""
+        model, given = self.model, []
+        for span in layout.spans:
+            head = model.recipe.model.streams[model.router.names[span.stream]].head
+            if span.target and head and model.heads[head].conditions and self.backbone.modulates:
+                count = model.router.read(span)
+                places = slice(span.start, span.start + count)
+                given.append((places, Condition(x_TD[:1] + 0, torch.zeros(count, dtype=torch.long))))
+        return Condition.placed(len(layout), given, x_TD.dtype) if given else None
 
 
 @contextlib.contextmanager

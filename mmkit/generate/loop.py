@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkit.contracts.values import Feed, Packed
+from mmkit.contracts.values import Condition, Feed, Packed
 from mmkit.generate.speaker import Fed, Line, Program, Read, Speaker, Work
 from mmkit.sequence.layout import concatenate
 from mmkit.sequence.lowering import lower
@@ -56,24 +56,29 @@ def _forward(
     plan, window_plan = tracker.plans(new, model.device, model.backbone.window)
     block = concatenate([r.block for r in reads])
     x_TD = _embedded(model, reads)
-    condition = None
-    if any(r.condition_SD is not None for r in reads):
-        nothing = x_TD.new_zeros(1, x_TD.shape[1])
-        condition = torch.cat(
-            [nothing.expand(len(r.block), -1) if r.condition_SD is None else r.condition_SD for r in reads]
-        )
     memory, memory_plan = _memory(model, lines, reads)
     packed = Packed(
         x_TD,
         _tensor(block.positions, model.device),
         _tensor(block.stream, model.device),
         plan,
-        condition,
+        _condition(reads, x_TD),
         memory,
         memory_plan,
         window_plan,
     )
     return list(model.backbone(packed, cache).x_TD.split([len(r.block) for r in reads]))
+
+
+def _condition(reads: Sequence[Read], x_TD: Tensor) -> Condition | None:
+    """That of all tokens of all reads; guidance branches of one sample share theirs."""
+    given, start = [], 0
+    for read in reads:
+        if read.condition is not None:
+            first = start + read.conditioned
+            given.append((slice(first, first + read.condition.count), read.condition))
+        start += len(read.block)
+    return Condition.placed(len(x_TD), given, x_TD.dtype) if given else None
 
 
 def _embedded(model: Speaker, reads: Sequence[Read]) -> Tensor:

@@ -171,25 +171,20 @@ def _whole(
         if feed is not None:
             fed = Fed(name, feed, grid, request.stream)
             stays = fed if feed.x_SD is not None else None
-            entering, condition = _entering(fed, model.marks.weight[rule.end : rule.end + 1] if after else None)
-            reads = tuple(lines[n].look(block, entering, condition) for n, block in zip(names, spans, strict=True))
+            entering = _entering(fed, model.marks.weight[rule.end : rule.end + 1] if after else None)
+            reads = tuple(
+                lines[n].look(block, entering, feed.condition, head.leads)
+                for n, block in zip(names, spans, strict=True)
+            )
             predictions = yield Work(reads, name, math.prod(grid), after)
         state = head.step(state, _guided(head, names, predictions, state.progress, sampling))
     return head.finish(state), stays
 
 
-def _entering(fed: Fed, end: Tensor | None) -> tuple[Entering, Tensor | None]:
-    """What enters at a span that is looked at, its lead token first and the end mark that sees it last, and the condition of
-    each of these tokens, which lead and mark have none of."""
-    lead, condition = fed.feed.lead_ND, fed.feed.condition_SD
-    entering: Entering = (fed,)
-    if lead is not None:
-        entering = (lead, *entering)
-        condition = None if condition is None else torch.cat([condition[:1] * 0, condition])
-    if end is not None:
-        entering = (*entering, end)
-        condition = None if condition is None else torch.cat([condition, condition[:1] * 0])
-    return entering, condition
+def _entering(fed: Fed, end: Tensor | None) -> Entering:
+    """What enters at a span that is looked at: its lead token first, and last the end mark that sees it."""
+    beside = (fed.feed.lead_ND, fed, end)
+    return tuple(x for x in beside if x is not None)
 
 
 def _spread(model: Speaker, line: Line, rule: StreamRule, grid: tuple[int, ...], leads: int) -> Block:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmkit.compose.recipe import Recipe
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.segment import Segment
-from mmkit.contracts.values import Feed
+from mmkit.contracts.values import Condition, Feed
 from mmkit.nn.guidance import FULL, branches
 from mmkit.routing import Router
 from mmkit.sequence.layout import Block, Cursor, concatenate
@@ -57,13 +57,17 @@ Entering = tuple[Tensor | Fed, ...]
 
 @dataclass(frozen=True)
 class Read:
-    """Tokens a branch wants read: where they stand, what enters there, and how many of the first stay cached."""
+    """Tokens a branch wants read: where they stand, what enters there, and how many of the first stay cached.
+
+    A `condition` is that of the tokens from number `conditioned` on.
+    """
 
     row: int
     block: Block
     entering: Entering
-    condition_SD: Tensor | None
     commit: int
+    condition: Condition | None = None
+    conditioned: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Line:
         while count > sum(len(block) for block, _ in kept):
             kept.append(later.pop(0))
         self.pending = later
-        return (self._read(kept, None, count),) if kept else ()
+        return (self._read(kept, count),) if kept else ()
 
     def flush(self) -> tuple[Read, ...]:
         """All that is written and not in the cache, as one read; what is not settled stays pending."""
@@ -120,20 +124,20 @@ class Line:
             return ()
         blocks, count = self.pending, self.settled
         self.prefix()
-        return (self._read(blocks, None, count),)
+        return (self._read(blocks, count),)
 
-    def look(self, block: Block, entering: Entering, condition_SD: Tensor | None) -> Read:
-        """Tokens that are read with all that is not settled, and then forgotten."""
-        if self.pending and condition_SD is not None:
-            before = sum(len(b) for b, _ in self.pending)
-            condition_SD = torch.cat([condition_SD.new_zeros(before, condition_SD.shape[1]), condition_SD])
-        return self._read([*self.pending, (block, entering)], condition_SD, 0)
+    def look(self, block: Block, entering: Entering, condition: Condition | None, leads: int) -> Read:
+        """Tokens that are read with all that is not settled, and then forgotten. The condition is of those after the leads."""
+        read = self._read([*self.pending, (block, entering)], 0)
+        if condition is None:
+            return read
+        return replace(read, condition=condition, conditioned=leads + sum(len(b) for b, _ in self.pending))
 
-    def _read(self, blocks: Sequence[tuple[Block, Entering]], condition_SD: Tensor | None, commit: int) -> Read:
+    def _read(self, blocks: Sequence[tuple[Block, Entering]], commit: int) -> Read:
         if len(blocks) == 1:
-            return Read(self.row, *blocks[0], condition_SD, commit)
+            return Read(self.row, *blocks[0], commit)
         entering = tuple(x for _, several in blocks for x in several)
-        return Read(self.row, concatenate([block for block, _ in blocks]), entering, condition_SD, commit)
+        return Read(self.row, concatenate([block for block, _ in blocks]), entering, commit)
 
 
 Program = Generator[Work, list[Tensor], list[tuple[str, Tensor]]]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkit.contracts.values import Condition
 from mmkit.kernels.attention import attend
 from mmkit.nn.attention import Attention, Memory
 from mmkit.nn.mlp import Mlp
@@ -36,8 +37,8 @@ class Context:
     turn: Turn | None
     plan: Any
     cache: Any = None
-    condition: Tensor | None = None
-    last_condition: Tensor | None = None
+    condition: Condition | None = None
+    last_condition: Condition | None = None
     split: Split | None = None
     memory_SD: Tensor | None = None
     memory_plan: Any = None
@@ -83,7 +84,7 @@ class Block(nn.Module):
         attended_TNH = context.attend(self.layer, *asked)
         return self.after_attention(x_TD, attended_TNH, changes, context.split)
 
-    def changes(self, condition: Tensor | None) -> Changes:
+    def changes(self, condition: Condition | None) -> Changes:
         """What the condition does to this block."""
         return (UNCHANGED, UNCHANGED) if self.modulation is None else self.modulation(condition)
 
@@ -141,7 +142,7 @@ class Last(nn.Module):
         """``[T, D]`` to ``[T, D]``."""
         return self.apply_to(x_TD, context.last_condition)
 
-    def apply_to(self, x_TD: Tensor, condition: Tensor | None) -> Tensor:
+    def apply_to(self, x_TD: Tensor, condition: Condition | None) -> Tensor:
         """The same, for tokens and their condition."""
         change = UNCHANGED if self.modulation is None else self.modulation(condition)[0]
         return self.norm(x_TD, change)

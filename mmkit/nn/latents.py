@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmkit.contracts.port import TargetPort
-from mmkit.contracts.values import Feed
+from mmkit.contracts.values import Condition, Feed
 from mmkit.errors import ContractError
 from mmkit.nn.projection import Projection
 
@@ -62,5 +62,7 @@ def timed_feed(x_SC: Tensor, time_ND: Tensor | None, route: TimeRoute, lengths: 
         return Feed(x_SC)
     if route == "token":
         return Feed(x_SC, lead_ND=time_ND)
-    time_SD = spread(time_ND, lengths)
-    return Feed(x_SC, condition_SD=time_SD) if route == "adaln" else Feed(x_SC, add_SD=time_SD)
+    if route == "adaln":
+        spans_N = torch.arange(len(lengths), device=x_SC.device)
+        return Feed(x_SC, condition=Condition(time_ND, spread(spans_N, lengths)))
+    return Feed(x_SC, add_SD=spread(time_ND, lengths))

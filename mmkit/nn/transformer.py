@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkit.contracts.backbone import Backbone
 from mmkit.contracts.positions import Positions
-from mmkit.contracts.values import Hidden, Packed, Route
+from mmkit.contracts.values import Condition, Hidden, Packed, Route
 from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import recalled
 from mmkit.nn.block import Context, CrossBlock, Last
@@ -72,15 +72,17 @@ class Transformer(Backbone):
 
     def context(self, packed: Packed, cache: KVCache | None) -> Context:
         """What all blocks of one pass share, computed once."""
-        assert self.modulates or packed.condition_TD is None, "this backbone does not modulate"
+        assert self.modulates or packed.condition is None, "this backbone does not modulate"
         assert self.crosses or packed.memory is None, "this backbone has no cross-attention"
         assert (self.window is None) == (packed.window_plan is None), (
             "`Packed.window_plan` goes with the backbone's `window`"
         )
         condition = last_condition = memory_SD = split = None
         if self.conditioning is not None:
-            given = packed.condition_TD
-            condition, last_condition = self.conditioning(torch.zeros_like(packed.x_TD) if given is None else given)
+            x_TD, given = packed.x_TD, packed.condition
+            if given is None:
+                given = Condition(x_TD.new_zeros(1, self.dim), torch.zeros_like(packed.stream_T, dtype=torch.long))
+            condition, last_condition = self.conditioning(given)
         if self.crosses:
             memory_SD = packed.x_TD[:0] if packed.memory is None else packed.memory.x_TD
         if self.groups is not None:

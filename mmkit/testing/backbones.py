@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmkit.contracts.positions import Positions
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.sequence.layout import join
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.tracker import Tracker
@@ -73,7 +73,7 @@ def packed_equals_one_by_one(case: BackboneCase) -> None:
     together = case.part(packed).x_TD
     for number, document in enumerate(documents(MIXED, case.part)):
         where = torch.from_numpy(np.flatnonzero(layout.doc == number))
-        condition = None if packed.condition_TD is None else packed.condition_TD[where]
+        condition = None if packed.condition is None else packed.condition.take(where)
         own = join([document], case.part.positions.axes)
         alone = case.part(place(own, packed.x_TD[where], condition, case.part.window)).x_TD
         demand(_near(together[where], alone), "forward", f"document {number} is another one packed than alone")
@@ -114,7 +114,7 @@ def the_order_of_documents_does_not_matter(case: BackboneCase) -> None:
     layout, packed = _inline(case)
     order = torch.from_numpy(np.concatenate([np.flatnonzero(layout.doc == d) for d in (2, 0, 1)]))
     other = join([documents(MIXED, case.part)[d] for d in (2, 0, 1)], case.part.positions.axes)
-    condition = None if packed.condition_TD is None else packed.condition_TD[order]
+    condition = None if packed.condition is None else packed.condition.take(order)
     found = case.part(place(other, packed.x_TD[order], condition, case.part.window)).x_TD
     demand(_near(found, case.part(packed).x_TD[order]), "forward", "what it gives depends on the order of documents")
 
@@ -145,7 +145,7 @@ def cached_equals_uncached(case: BackboneCase) -> None:
         cache.reserve(tracker.needed(new))
         plan, window_plan = tracker.plans(new, "cpu", part.window)
         at = torch.tensor(index)
-        condition = None if packed.condition_TD is None else packed.condition_TD[at]
+        condition = None if packed.condition is None else packed.condition.take(at)
         given = Packed(
             packed.x_TD[at], packed.positions_TA[at], packed.stream_T[at], plan, condition, window_plan=window_plan
         )
@@ -176,7 +176,7 @@ def no_token_gives_no_state(case: BackboneCase) -> None:
     """An empty sequence gives ``[0, D]``."""
     none = Visibility(*(np.zeros(0, np.int32),) * 3)
     axes = case.part.positions.axes
-    condition = torch.zeros(0, case.part.dim) if case.part.modulates else None
+    condition = Condition(torch.zeros(0, case.part.dim)) if case.part.modulates else None
     nothing = torch.zeros(0, case.part.dim), torch.zeros(0, axes, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     plan = lower(none, device="cpu")
     window_plan = None if case.part.window is None else plan
@@ -204,14 +204,36 @@ def a_condition_is_read_where_it_is_declared(case: BackboneCase) -> None:
     if not case.part.modulates:
         raise Inapplicable("it does not modulate")
     packed = case.inputs(case.part)
-    other = case.part(replace(packed, condition_TD=packed.condition_TD + 1)).x_TD
+    condition = packed.condition
+    other = case.part(replace(packed, condition=replace(condition, rows_KD=condition.rows_KD + 1))).x_TD
     demand(not _near(other, case.part(packed).x_TD), "modulates", "its states do not depend on the condition")
-    zero = case.part(replace(packed, condition_TD=torch.zeros_like(packed.condition_TD))).x_TD
+    zero = case.part(replace(packed, condition=Condition(torch.zeros_like(condition.x_TD)))).x_TD
     demand(
-        _near(zero, case.part(replace(packed, condition_TD=None)).x_TD),
+        _near(zero, case.part(replace(packed, condition=None)).x_TD),
         "modulates",
         "no condition is not the same as zero",
     )
+
+
+@check("backbone")
+def conditions_are_those_of_their_tokens(case: BackboneCase) -> None:
+    """Conditions that tokens share give the states, and get the gradients, of the same ones said of each token."""
+    if not case.part.modulates:
+        raise Inapplicable("it does not modulate")
+    part = case.lively()
+    _, packed = _inline(case)
+    index_T = torch.arange(len(packed.x_TD)) % 3
+    shared_KD = packed.condition.rows_KD[:3].clone().requires_grad_()
+    each_TD = shared_KD.detach()[index_T].requires_grad_()
+    alone_KD = shared_KD.detach()[:1].clone().requires_grad_()
+    alike_TD = alone_KD.detach().expand_as(each_TD).clone().requires_grad_()
+    for few, every, index in ((shared_KD, each_TD, index_T), (alone_KD, alike_TD, index_T * 0)):
+        found = [part(replace(packed, condition=c)).x_TD for c in (Condition(few, index), Condition(every))]
+        demand(_near(*found), "condition", "states depend on whether tokens share it")
+        for x_TD in found:
+            (x_TD * torch.linspace(-1, 1, x_TD.numel()).view_as(x_TD)).mean().backward()
+        summed_KD = torch.zeros_like(few).index_add(0, index, every.grad)
+        demand(_near(few.grad, summed_KD), "condition", "gradients depend on whether tokens share it")
 
 
 @check("backbone")
@@ -288,7 +310,7 @@ def every_input_token_gets_a_gradient(case: BackboneCase) -> None:
     """A loss on all hidden states reaches every embedding, and every condition where it modulates."""
     part = case.lively()
     _, packed = _inline(case)
-    leaves = [packed.x_TD.requires_grad_()] + ([packed.condition_TD.requires_grad_()] if part.modulates else [])
+    leaves = [packed.x_TD.requires_grad_()] + ([packed.condition.rows_KD.requires_grad_()] if part.modulates else [])
     x_TD = part(packed).x_TD
     (x_TD * torch.linspace(-1, 1, x_TD.numel()).view_as(x_TD)).sum().backward()
     reached = all(leaf.grad is not None and leaf.grad.abs().sum(-1).min() > 0 for leaf in leaves)

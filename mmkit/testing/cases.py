@@ -19,7 +19,7 @@ from mmkit.compose.extract import realize
 from mmkit.compose.parts import RecipeTyper
 from mmkit.contracts.options import Spec
 from mmkit.contracts.port import Port, TargetPort
-from mmkit.contracts.values import Packed, Targets
+from mmkit.contracts.values import Condition, Feed, Packed, Targets
 from mmkit.errors import ContractError, MmkitError, RecipeError
 from mmkit.registry import Entry, Registry
 from mmkit.testing import sequences
@@ -40,6 +40,10 @@ def spec(kind: str, name: str, options: Mapping[str, Any], registry: Registry) -
     if typer.problems:
         raise RecipeError(typer.problems)
     return found
+
+
+FED = tuple("condition_SD" if f.name == "condition" else f.name for f in fields(Feed))
+"""All that a feed may hold, as attributes that are tensors."""
 
 
 @contextmanager
@@ -152,7 +156,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same inputs with every tensor replaced."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, Targets | Packed):
+    if isinstance(value, Targets | Packed | Condition):
         named = {f.name: map_tensors(getattr(value, f.name), change) for f in fields(value) if "plan" not in f.name}
         if isinstance(value, Targets):
             named["generators"] = tuple(copy_generator(g) for g in value.generators)
@@ -369,7 +373,7 @@ class HeadCase(PartCase):
         targets = replace(targets, generators=tuple(copy_generator(g) for g in targets.generators))
         prepared = part.prepare(targets)
         loss = part.loss(hidden, prepared)
-        feed = {f.name: getattr(prepared.feed, f.name) for f in fields(prepared.feed)}
+        feed = {name: getattr(prepared.feed, name) for name in FED}
         return {**{f"feed.{n}": x for n, x in feed.items() if x is not None}, "loss": loss.value_S * loss.weight_S}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.port import Needs
-from mmkit.contracts.values import Feed, Prepared, Request
+from mmkit.contracts.values import Prepared, Request
 from mmkit.contracts.vocabulary import MARKS
-from mmkit.testing.cases import DIM, HeadCase
+from mmkit.testing.cases import DIM, FED, HeadCase
 from mmkit.testing.catalogue import Inapplicable, check, demand
 from mmkit.testing.standin import ask, given
 from mmkit.testing.surroundings import watched
@@ -145,14 +145,14 @@ def packed_spans_are_what_each_is_alone(case: HeadCase) -> None:
             demand(
                 _near(mine, None if all_ is None else all_[at]), f"prepare().{name}", f"span {i} is another one alone"
             )
-        for field in fields(Feed):
-            if field.name == "blank_D":
+        for name in FED:
+            if name == "blank_D":
                 continue
-            mine, all_ = getattr(alone.feed, field.name), getattr(whole.feed, field.name)
-            where = slice(i, i + 1) if field.name == "lead_ND" else read
+            mine, all_ = getattr(alone.feed, name), getattr(whole.feed, name)
+            where = slice(i, i + 1) if name == "lead_ND" else read
             demand(
                 _near(mine, None if all_ is None else all_[where]),
-                f"feed.{field.name}",
+                f"feed.{name}",
                 f"span {i} is another one alone",
             )
         demand(

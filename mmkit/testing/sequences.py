@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmkit.contracts.backbone import Backbone
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.sequence.layout import Document, Layout, Piece, StreamRule, join, lay_out
 from mmkit.sequence.lowering import lower, lower_both
 from mmkit.sequence.visibility import Visibility
@@ -50,8 +50,8 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
     generator = torch.Generator(device="cpu").manual_seed(seed)
     size = len(layout)
     x_TD = torch.randn(size, backbone.dim, generator=generator)
-    condition_TD = torch.randn(size, backbone.dim, generator=generator) if backbone.modulates else None
-    packed = place(layout, x_TD, condition_TD, backbone.window)
+    condition = Condition(torch.randn(size, backbone.dim, generator=generator)) if backbone.modulates else None
+    packed = place(layout, x_TD, condition, backbone.window)
     if not backbone.crosses:
         return packed
     seen = Visibility.memory(layout)
@@ -62,12 +62,12 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
     return replace(packed, memory=memory, memory_plan=lower(Visibility.of(layout), seen, device="cpu"))
 
 
-def place(layout: Layout, x_TD: torch.Tensor, condition_TD: torch.Tensor | None, window: int | None = None) -> Packed:
+def place(layout: Layout, x_TD: torch.Tensor, condition: Condition | None, window: int | None = None) -> Packed:
     """Embeddings at a layout's places, for a backbone with this window."""
     plan, window_plan = lower_both(Visibility.of(layout), window, "cpu")
     return Packed(
         x_TD, torch.from_numpy(layout.tokens.positions), torch.from_numpy(layout.tokens.stream).long(),
-        plan, condition_TD, window_plan=window_plan,
+        plan, condition, window_plan=window_plan,
     )  # fmt: skip
 
 

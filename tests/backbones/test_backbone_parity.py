@@ -14,7 +14,7 @@ from sequences import build, part_spec, plain
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.nn.block import Block, Context, CrossBlock
 from mmkit.nn.sizes import Sizes
 from mmkit.sequence.visibility import Visibility
@@ -291,7 +291,8 @@ def test_a_modulated_stack_as_in_dit() -> None:
     condition_BD = model.transformer_blocks[0].norm1.emb(time, label, hidden_dtype=torch.float64)
     packed = plain(x_BTD.flatten(0, 1), causal=False, lengths=[16, 16])
     packed = Packed(
-        packed.x_TD, packed.positions_TA, packed.stream_T, packed.plan, condition_BD.repeat_interleave(16, 0)
+        packed.x_TD, packed.positions_TA, packed.stream_T, packed.plan,
+        Condition(condition_BD, torch.tensor([0, 1]).repeat_interleave(16)),
     )  # fmt: skip
     # In float64, since modulation by random weights blows values up; their position table stays float32 on both sides.
     assert_close(backbone(packed).x_TD, seen[0].flatten(0, 1), atol=1e-9, rtol=1e-9)
@@ -317,7 +318,9 @@ def test_a_block_with_shared_modulation_as_in_pixart() -> None:
         own[f"attention.qkv.{leaf}"] = stacked(theirs.attn1, ("to_q", "to_k", "to_v"), leaf)
     block.load_state_dict(own)
     x_TD, shared = torch.randn(9, 32), torch.randn(1, 6 * 32)
-    given, _ = block(x_TD, Context(None, plain(x_TD, causal=False).plan, condition=shared.expand(9, -1)))
+    given, _ = block(
+        x_TD, Context(None, plain(x_TD, causal=False).plan, condition=Condition(shared, torch.zeros(9).long()))
+    )
     assert_close(given, theirs(x_TD[None], timestep=shared)[0], atol=1e-5, rtol=1e-5)
 
 

@@ -13,7 +13,7 @@ import torch
 from sequences import CLASSES, MIXED, SETS, STREAMS, TINY, build, build_set, documents, mixed, part_spec, place
 from torch.testing import assert_close
 
-from mmkit.contracts.values import Packed
+from mmkit.contracts.values import Condition, Packed
 from mmkit.errors import ContractError
 from mmkit.sequence.layout import join
 from mmkit.sequence.tracker import Tracker
@@ -29,8 +29,9 @@ DRESSES = {
 test_conformance_of_dresses = conformance(*(f"backbone/{kind}" for kind in CLASSES), examples=DRESSES, slow=False)
 
 
-def part(packed: Packed, index: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return packed.x_TD[index], None if packed.condition_TD is None else packed.condition_TD[index]
+def part(packed: Packed, index: slice) -> tuple[torch.Tensor, Condition | None]:
+    condition = packed.condition
+    return packed.x_TD[index], condition and condition.take(torch.arange(condition.count)[index])
 
 
 @everywhere
@@ -74,7 +75,7 @@ def test_cached_equals_uncached(name: str) -> None:
         index = torch.tensor(index)
         given = Packed(
             packed.x_TD[index], packed.positions_TA[index], packed.stream_T[index], plan,
-            None if packed.condition_TD is None else packed.condition_TD[index], window_plan=window_plan,
+            packed.condition and packed.condition.take(index), window_plan=window_plan,
         )  # fmt: skip
         assert_close(backbone(given, cache).x_TD, whole[index], atol=1e-5, rtol=1e-5)
 
@@ -88,9 +89,7 @@ def test_bf16_weights_and_bf16_autocast_run_close_to_float32(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         cast = backbone(packed).x_TD
     cast.sum().backward()
-    narrow = backbone.bfloat16()(
-        replace(packed, x_TD=packed.x_TD.bfloat16(), condition_TD=_bf16(packed.condition_TD))
-    ).x_TD
+    narrow = backbone.bfloat16()(replace(packed, x_TD=packed.x_TD.bfloat16(), condition=_bf16(packed.condition))).x_TD
     assert narrow.dtype == torch.bfloat16
     assert backbone.new_cache(1, 4).keys[0].dtype == torch.bfloat16
     for result in (cast.detach().float(), narrow.detach().float()):
@@ -99,8 +98,8 @@ def test_bf16_weights_and_bf16_autocast_run_close_to_float32(name: str) -> None:
             assert (result - exact).norm() / exact.norm() < 0.05
 
 
-def _bf16(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else x.bfloat16()
+def _bf16(x: Condition | None) -> Condition | None:
+    return None if x is None else replace(x, rows_KD=x.rows_KD.bfloat16())
 
 
 @everywhere
@@ -110,7 +109,8 @@ def test_no_tokens_at_all_use_every_weight(name: str) -> None:
     empty = replace(
         mixed(backbone)[1], x_TD=torch.zeros(0, 32), positions_TA=torch.zeros(0, 1, dtype=torch.long),
         stream_T=torch.zeros(0, dtype=torch.long), plan=mixed(backbone, ((),))[1].plan,
-        condition_TD=torch.zeros(0, 32) if backbone.modulates else None, window_plan=mixed(backbone, ((),))[1].window_plan,
+        condition=Condition(torch.zeros(0, 32)) if backbone.modulates else None,
+        window_plan=mixed(backbone, ((),))[1].window_plan,
     )  # fmt: skip
     hidden = backbone(empty)
     (hidden.x_TD.sum() + sum(hidden.losses.values())).backward()
@@ -159,7 +159,7 @@ def test_modulated_blocks_start_as_identity(modulation: str) -> None:
     _, packed = mixed(backbone)
     x = packed.x_TD
     if modulation == "adaln_single":
-        packed = replace(packed, condition_TD=None)
+        packed = replace(packed, condition=None)
     assert_close(backbone(packed).x_TD, torch.nn.functional.rms_norm(x, (32,), eps=1e-6))
 
 
@@ -167,8 +167,8 @@ def test_modulated_blocks_start_as_identity(modulation: str) -> None:
 def test_no_condition_is_condition_zero(modulation: str) -> None:
     backbone = build("dense", **TINY, modulation=modulation)
     _, packed = mixed(backbone)
-    none = backbone(replace(packed, condition_TD=None)).x_TD
-    assert torch.equal(none, backbone(replace(packed, condition_TD=torch.zeros_like(packed.x_TD))).x_TD)
+    none = backbone(replace(packed, condition=None)).x_TD
+    assert torch.equal(none, backbone(replace(packed, condition=Condition(torch.zeros_like(packed.x_TD)))).x_TD)
     assert not torch.allclose(none, backbone(packed).x_TD)
 
 

@@ -147,6 +147,15 @@ def test_flops_of_towers_are_those_of_one_tower() -> None:
     assert said.flops.backbone == dense_flops(tokens) + more_keys * tokens
 
 
+def test_flops_of_modulation_are_those_of_distinct_conditions() -> None:
+    """What a block makes of conditions counts once for each picture that is learned, and once for the condition zero."""
+    said = explain(loads(text(), ("model.backbone.modulation=adaln", "model.heads.paint.time=adaln")))
+    tokens, pictures = len(said.example.layout), said.example.labels.count("image (target)")
+    assert pictures == 1
+    weights = DEPTH * 6 * DIM**2 + 2 * DIM**2
+    assert said.flops.backbone == dense_flops(tokens) + 2 * (pictures + 1) * weights
+
+
 def test_flops_of_experts_are_those_of_the_chosen() -> None:
     """k experts and the gate, whatever the number of experts."""
     said, tokens = explained("moe"), len(explained("moe").example.layout)

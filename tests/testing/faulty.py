@@ -11,6 +11,7 @@ from mmkit.backbones.dense import Dense
 from mmkit.contracts.connector import Connector
 from mmkit.contracts.evaluation import Metric
 from mmkit.contracts.modality import Modality
+from mmkit.contracts.values import Condition
 from mmkit.encoders.patch import Patch
 from mmkit.errors import DataError
 from mmkit.heads.ar import AR
@@ -175,6 +176,17 @@ class Amnesiac(Dense):
 
     def forward(self, packed, cache=None):
         return super().forward(packed, None if cache is None else self.new_cache(cache.rows, cache.capacity))
+
+
+class Careless(Dense):
+    """Takes the distinct conditions for those of the first tokens."""
+
+    def forward(self, packed, cache=None):
+        if packed.condition is None:
+            return super().forward(packed, cache)
+        rows = packed.condition.rows_KD
+        spread = nn.functional.pad(rows, (0, 0, 0, len(packed.x_TD) - len(rows)))
+        return super().forward(replace(packed, condition=Condition(spread)), cache)
 
 
 class Backwards(Flow):

@@ -36,6 +36,7 @@ FAULTS = {
     "Grabby": ("connector", "the_backbone_width_and_count_are_measured", "faulty.py"),
     "Blind": ("backbone", "packed_equals_one_by_one", "document 0"),
     "Amnesiac": ("backbone", "cached_equals_uncached", "piece 1"),
+    "Careless": ("backbone", "conditions_are_those_of_their_tokens", "states depend on whether tokens share it"),
     "Backwards": ("head", "it_learns_a_span_and_samples_it_back", "away from it"),
     "Gambler": ("head", "randomness_comes_from_the_targets_generators", "torch's default generator"),
     "Eager": ("head", "an_open_span_ends", "finish"),
@@ -57,7 +58,8 @@ ALSO = {
     "Counting": ("sampler", "a_step_is_a_function_of_its_state", "the same state goes on otherwise"),
     "Halfway": ("sampler", "samples_have_the_spread_of_the_data", "samples have the mean"),
 }
-EXAMPLES = {("backbone", "Blind"): (BODY,), ("backbone", "Amnesiac"): (BODY,), ("encoder", "Cropped"): (PATCH,),
+EXAMPLES = {("backbone", "Blind"): (BODY,), ("backbone", "Amnesiac"): (BODY,),
+            ("backbone", "Careless"): ({**BODY, "modulation": "adaln"},), ("encoder", "Cropped"): (PATCH,),
             ("head", "Gambler"): ({"length": 8},)}  # fmt: skip
 
 

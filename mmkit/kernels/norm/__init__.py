@@ -33,8 +33,8 @@ def norm(
 
     What is None is left out: without `y`, ``x'`` is `x` itself. The norm is RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba
     et al. 2016), times `weight`, plus `bias`; `eps` is added to the mean square or the variance. `scale`, `shift` and `gate`
-    are given for every token (adaLN, Peebles & Xie 2023) and may be views into wider rows. ``x'`` has the dtype that torch
-    promotes `x`, `y` and `gate` to, and `h` that of ``x'``, `scale` and `shift`.
+    are given for every token (adaLN, Peebles & Xie 2023), or as one row ``[1, D]`` for all, and may be views into wider rows.
+    ``x'`` has the dtype that torch promotes `x`, `y` and `gate` to, and `h` that of ``x'``, `scale` and `shift`.
 
     mmkit's own choice is `eager` everywhere: `triton`, which reads and writes every row once, has to be named until it has
     been measured on a GPU.

@@ -18,7 +18,10 @@ NAMES = ("x", "y", "gate", "weight", "bias", "scale", "shift")
 
 
 def norm() -> Iterator[Trial]:
-    """What blocks ask for: plain norms, after a residual, modulated and gated by parts of wider rows; no tokens, one."""
+    """What blocks ask for: plain norms, after a residual, modulated and gated by parts of wider rows; no tokens, one.
+
+    Last, one modulation for all tokens.
+    """
     generator = torch.Generator().manual_seed(0)
     # Few tokens where there is a bias: on a CPU torch sums LayerNorm's bfloat16 gradients of weights in bfloat16.
     for there, kind, tokens, dim in (
@@ -52,3 +55,10 @@ def norm() -> Iterator[Trial]:
             return function(*map(given.get, NAMES), kind, 1e-5)
 
         yield Trial(f"{there} by {kind}, {tokens} of {dim}", inputs if vectors else inputs[:1], run)
+
+    def alike(function: Any, x_TD: Tensor, y_TD: Tensor, change_3D: Tensor) -> tuple[Tensor, ...]:
+        gate_1D, scale_1D, shift_1D = change_3D.split(1)
+        return function(x_TD, y_TD, gate_1D, None, None, scale_1D, shift_1D, "layer", 1e-5)
+
+    given = (torch.randn(n, 96, generator=generator, dtype=torch.float64) for n in (70, 70, 3))
+    yield Trial("one change for all by layer, 70 of 96", tuple(given), alike)
