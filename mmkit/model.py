@@ -375,9 +375,7 @@ class UnifiedModel(nn.Module):
             torch.cat(tokens), tuple(lengths), tuple(s.content_grid for s, _ in spans), tuple(streams), generators
         )
 
-    def _pack(
-        self, batch: Batch, x_TD: Tensor, condition: Condition | None, memory_TD: Tensor | None
-    ) -> Packed:  # fmt: skip
+    def _pack(self, batch: Batch, x_TD: Tensor, condition: Condition | None, memory_TD: Tensor | None) -> Packed:
         layout, seen = batch.layout, Visibility.of(batch.layout)
         memory = memory_plan = None
         if memory_TD is not None:

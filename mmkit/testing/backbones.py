@@ -99,12 +99,13 @@ def nothing_is_seen_that_the_mask_hides(case: BackboneCase) -> None:
 @check("backbone")
 @torch.no_grad()
 def tokens_see_what_they_may(case: BackboneCase) -> None:
-    """Changing the first token of a document changes the last one of it, which sees it."""
+    """Changing the first token that the last one of a document sees, through the window if there is one, changes that one."""
     layout, packed = _inline(case)
-    where = np.flatnonzero(layout.doc == 2)
-    x_TD = _nudged(packed.x_TD, int(where[0]))
+    last = int(np.flatnonzero(layout.doc == 2)[-1])
+    first = int(Visibility.of(layout).windowed(case.part.window).matrix()[last].argmax())
+    x_TD = _nudged(packed.x_TD, first)
     change = (case.part(replace(packed, x_TD=x_TD)).x_TD - case.part(packed).x_TD).abs().amax(-1)
-    demand(change[where[-1]] > 1e-6, "forward", "a token does not depend on the ones before it")
+    demand(first < last and change[last] > 1e-6, "forward", "a token does not depend on the ones before it")
 
 
 @check("backbone")
