@@ -376,15 +376,16 @@ class UnifiedModel(nn.Module):
 
     def _pack(self, batch: Batch, x_TD: Tensor, condition: Tensor | None, memory_TD: Tensor | None) -> Packed:
         layout, seen = batch.layout, Visibility.of(batch.layout)
+        plan = functools.partial(lower, device=self.device, dtype=x_TD.dtype, head_dim=self.backbone.head_dim)
         memory = memory_plan = None
         if memory_TD is not None:
             block = layout.memory
             keys = Visibility(layout.memory_doc, block.rank, block.hidden)
             memory = Packed(memory_TD, self._index(block.positions), self._index(block.stream), None)
-            memory_plan = lower(seen, keys, device=self.device)
+            memory_plan = plan(seen, keys)
         return Packed(
             x_TD, self._index(layout.tokens.positions), self._index(layout.tokens.stream),
-            lower(seen, None, device=self.device), condition, memory, memory_plan,
+            plan(seen), condition, memory, memory_plan,
         )  # fmt: skip
 
     def _losses(self, batch: Batch, hidden_TD: Tensor, works: dict[str, list[_Work]]) -> dict[str, TokenLoss]:

@@ -15,11 +15,13 @@ class Backbone(Part):
     """Reads a packed sequence; built as ``Class(config, streams)`` with the names of the recipe's streams in order.
 
     The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition_TD`), `crosses` (reads `Packed.memory`) and
-    `routes` (gives `Hidden.routes`). Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that
-    the mask stays stated once.
+    `routes` (gives `Hidden.routes`); and `head_dim`, the width of its heads, where they all have one, by which mmkit chooses a
+    kernel on a GPU. Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that the mask stays
+    stated once.
     """
 
     dim: int
+    head_dim: int | None = None
     positions: Positions
     modulates: bool = False
     crosses: bool = False

@@ -13,7 +13,13 @@ from mmkit.kernels.dispatch import kernel
 from mmkit.sequence.visibility import PADDING, Visibility
 
 
-@kernel(devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0))
+@kernel(
+    devices=("cuda",),
+    dtypes=("float16", "bfloat16"),
+    capability=(8, 0),
+    trials="mmkit.sequence.trials:attention",
+    measure="dense",
+)
 def interval_plan(queries: Visibility, keys: Visibility, device: torch.device) -> Intervals:
     """mmkit's Triton kernels, which leave out blocks that the mask hides.
 

@@ -8,34 +8,49 @@ Shape suffixes: Q queries, S keys, B documents of one call, n and m queries and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmkit.kernels.attention import Dense, Flex, Plain, Plan
-from mmkit.kernels.dispatch import Site, capability, choose, kernel
+from mmkit.kernels.dispatch import Own, Site, capability, choose, kernel
 from mmkit.registry import AUTO
 from mmkit.sequence.tiles import cut
 from mmkit.sequence.visibility import PADDING, Visibility, visible
 
 DENSE_ON_GPU = 1024
 """Up to this many keys one dense call is cheaper than compiling and launching FlexAttention."""
+WIDEST = 128
+"""Channels of the widest heads that the Triton kernels take."""
 
 
 def lower(
-    queries: Visibility, keys: Visibility | None = None, *, device: torch.device | str, implementation: str = AUTO
+    queries: Visibility,
+    keys: Visibility | None = None,
+    *,
+    device: torch.device | str,
+    implementation: str = AUTO,
+    dtype: torch.dtype | None = None,
+    head_dim: int | None = None,
 ) -> Plan:
     """The plan for these queries and keys (None: the queries themselves) on a device.
 
     `implementation` names the kernel, whatever the environment and the recipe say. Where gradients are enabled, the kernel
-    must give them. mmkit's own choice is ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences;
-    ``triton`` must be named until it has been measured on one. Raises as `mmkit.kernels.dispatch.choose` does.
+    must give them. mmkit's own choice is ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences; but
+    ``triton`` where it has proved itself on the GPU, and the `dtype` of the heads (but for autocast) and their width are known
+    and are what it takes. Raises as `mmkit.kernels.dispatch.choose` does.
     """
     device = torch.device(device)
     keys = queries if keys is None else keys
-    site = Site(device.type, backward=torch.is_grad_enabled(), capability=capability(device))
-    return choose("attention", site, *_own(device.type, len(keys)), named=implementation)(queries, keys, device)
+    own: Own
+    own, reason = _own(device.type, len(keys))
+    site = Site(device.type, None, torch.is_grad_enabled(), capability(device), device.index)
+    if device.type == "cuda" and dtype is not None and head_dim is not None and head_dim <= WIDEST:
+        own = "triton", own
+        site = replace(site, dtype=torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype)
+    return choose("attention", site, own, reason, named=implementation)(queries, keys, device)
 
 
 def _own(device: str, keys: int) -> tuple[str, str]:
