@@ -200,13 +200,13 @@ def _chosen(
 def _proved(op: str, site: Site, own: tuple[str, str], reason: str, known: registry.Registry) -> tuple[str, str, bool]:
     """Which of two, why, and whether that may be remembered: the first where it runs and has proved itself."""
     wanted, plain = own
-    kernel = load(op, wanted, known)
-    if site.dtype is None or not proof.possible(site.device, site.capability) or kernel.limits.refusal(site):
+    candidate = load(op, wanted, known)
+    if site.dtype is None or not proof.possible(site.device, site.capability) or candidate.limits.refusal(site):
         return plain, reason, True
-    trials, measure = kernel.function.proof  # type: ignore[attr-defined]
+    trials, measure = candidate.function.proof  # type: ignore[attr-defined]
     found = proof.of(
         proof.Subject(
-            op, wanted, kernel.function, trials, measure, load(op, measure, known).function,
+            op, wanted, candidate.function, trials, measure, load(op, measure, known).function,
             load(op, "reference", known).function, site.dtype, site.backward,
         ),
         torch.device(site.device) if site.index is None else torch.device(site.device, site.index),
@@ -219,7 +219,7 @@ def _proved(op: str, site: Site, own: tuple[str, str], reason: str, known: regis
             f"{op} on {site.device} in {name}{' with gradients' if site.backward else ''}: {plain}, since {wanted} has failed its "
             f"proof: {found.facts}. `{VARIABLE}={op}={wanted}` forces it, `{VARIABLE}={op}={plain}` silences this"
         )
-    return plain, f"{reason}; {wanted} {'has failed its proof' if found.failed else found.facts}", found.settled
+    return plain, f"{reason}; {f'{wanted} has failed its proof' if found.failed else found.facts}", found.settled
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,9 +155,14 @@ def _made(subject: Subject, device: torch.device) -> Verdict:
     return verdict
 
 
-def _alone(device: torch.device) -> Any:
-    """A CUDA stream of its own, on the device."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+@contextmanager
+def _alone(device: torch.device) -> Iterator[None]:
+    """On a GPU: with a CUDA stream of its own."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
 
 
 def _after(subject: Subject, device: torch.device, verdict: Verdict) -> Verdict:

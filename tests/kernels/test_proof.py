@@ -265,6 +265,7 @@ def test_verdicts_are_remembered_on_disk(tmp_path: Path, caplog: pytest.LogCaptu
     }  # fmt: skip
     before = dict(ran)
     forget()
+    caplog.clear()
     with caplog.at_level(logging.INFO, "mmkit"):
         assert name("right") == "right" and name("off") == "reference"
     assert ran == before
