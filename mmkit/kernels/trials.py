@@ -83,21 +83,21 @@ def route() -> Iterator[Trial]:
             found = f(logits, None if bias is None else bias.to(logits), scheme)
             return tuple(x for x in found if x is not None)
 
-        apart = torch.rand(300, experts, generator=chance).argsort(1) / 8 - experts / 16
+        apart = torch.rand(150, experts, generator=chance).argsort(1) / 8 - experts / 16
         yield Trial(f"{title}, {experts} experts", (apart.double(),), run)
         if bias is None:
             tied = torch.randint(-1, 2, (90, experts), generator=chance)
             yield Trial(f"{title}, whole numbers", (tied.double(),), run)
 
 
-LOADS = ((11, 0, 30, 5), (300, 0, 217))
+LOADS = ((11, 0, 30, 5), (130, 0, 170))
 """Assignments of every expert, for few and for many of which there are kernels."""
 
 
 def experts() -> Iterator[Trial]:
     """Few and many assignments, an expert without any, widths that no tile divides."""
     draw = drawer()
-    for load, activation, (dim, hidden) in zip(LOADS, ("swiglu", "gelu"), ((64, 48), (96, 160)), strict=True):
+    for load, activation, (dim, hidden) in zip(LOADS, ("swiglu", "gelu"), ((64, 48), (72, 136)), strict=True):
         tokens, rows = sum(load) // 2 + 3, hidden * (2 if activation == "swiglu" else 1)
         token_A = torch.arange(sum(load)) * 5 % (tokens - 1)  # the last token is read by none
 
@@ -135,7 +135,7 @@ def nearest_code() -> Iterator[Trial]:
 def cross_entropy() -> Iterator[Trial]:
     """One slice of a vocabulary; several, with biases, smoothing and z loss; rows that no tile divides."""
     draw = drawer()
-    for count, dim, sizes, more in ((300, 72, (1000,), (0.0, 0.0)), (150, 64, (40, 300, 3), (0.1, 1e-3))):
+    for count, dim, sizes, more in ((150, 72, (300,), (0.0, 0.0)), (70, 64, (40, 130, 3), (0.1, 1e-3))):
         blocks = [draw(size, dim) for size in sizes] + [draw(size) for size in sizes if len(sizes) > 1]
         ids_T = torch.arange(count) * 11 % sum(sizes)
 
