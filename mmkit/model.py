@@ -377,13 +377,13 @@ class UnifiedModel(nn.Module):
 
     def _pack(self, batch: Batch, x_TD: Tensor, condition: Condition | None, memory_TD: Tensor | None) -> Packed:
         layout, seen = batch.layout, Visibility.of(batch.layout)
+        where = {"device": self.device, "dtype": x_TD.dtype, "head_dim": self.backbone.head_dim}
         memory = memory_plan = None
         if memory_TD is not None:
             block = layout.memory
-            keys = Visibility(layout.memory_doc, block.rank, block.hidden)
             memory = Packed(memory_TD, self._index(block.positions), self._index(block.stream), None)
-            memory_plan = lower(seen, keys, device=self.device)
-        plan, window_plan = lower_both(seen, self.backbone.window, self.device)
+            memory_plan = lower(seen, Visibility.memory(layout), **where)
+        plan, window_plan = lower_both(seen, self.backbone.window, **where)
         return Packed(
             x_TD, self._index(layout.tokens.positions), self._index(layout.tokens.stream),
             plan, condition, memory, memory_plan, window_plan,

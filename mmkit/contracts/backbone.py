@@ -15,12 +15,14 @@ class Backbone(Part):
     """Reads a packed sequence; built as ``Class(config, streams)`` with the names of the recipe's streams in order.
 
     The constructor sets `dim`, `positions`, `modulates` (uses `Packed.condition`), `crosses` (reads `Packed.memory`) and
-    `routes` (gives `Hidden.routes`). Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that
-    the mask stays stated once. A backbone with layers that see through a sliding window sets `window`, in positions; these
-    layers attend with `Packed.window_plan`, which is there if and only if `window` is.
+    `routes` (gives `Hidden.routes`); and `head_dim`, the width of its heads, where they all have one, by which mmkit chooses a
+    kernel on a GPU. Attention must go through `mmkit.kernels.attention.attend` with `Packed.plan`, so that the mask stays
+    stated once. A backbone with layers that see through a sliding window sets `window`, in positions; these layers attend with
+    `Packed.window_plan`, which is there if and only if `window` is.
     """
 
     dim: int
+    head_dim: int | None = None
     positions: Positions
     modulates: bool = False
     crosses: bool = False

@@ -114,8 +114,9 @@ def _memory(model: Speaker, lines: dict[int, Line], reads: Sequence[Read]) -> tu
         None,
     )
     plan = lower(
-        Visibility(owners, queries.rank, queries.hidden), Visibility(rows, keys.rank, keys.hidden), device=model.device
-    )
+        Visibility(owners, queries.rank, queries.hidden), Visibility(rows, keys.rank, keys.hidden),
+        device=model.device, dtype=memory.x_TD.dtype, head_dim=model.backbone.head_dim,
+    )  # fmt: skip
     return memory, plan
 
 

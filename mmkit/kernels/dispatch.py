@@ -3,6 +3,7 @@
 An implementation is a function marked with `kernel`, which says where it runs, and registered through the hook
 `mmkit_kernels`. The environment variable `MMKIT_KERNELS` names some (``attention=dense,nearest_code=reference``, or
 ``all=triton``); for the other ops the recipe's section ``kernels:`` does (`using`); for the rest the op chooses among mmkit's own.
+On a GPU that may be a kernel that has proved itself there (`mmkit.kernels.proof`), which a kernel that is named need not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from mmkit import ops, registry
 from mmkit.errors import ContractError, PluginError
+from mmkit.kernels import proof
 from mmkit.registry import AUTO, OPS
 
 VARIABLE = "MMKIT_KERNELS"
@@ -31,6 +33,8 @@ EVERY = "all"
 log = logging.getLogger(__name__)
 Choices = tuple[tuple[str, str], ...]
 """Names of implementations, by op."""
+Own = str | tuple[str, str]
+"""What mmkit chooses by itself: an implementation, or one that must have proved itself on the GPU at hand and one for elsewhere."""
 _recipe: ContextVar[Choices] = ContextVar("kernels")
 _made: ContextVar[dict[Any, Kernel]] = ContextVar("made")
 """What has been chosen under the recipe's names, so that ops, which ask at every call, have a cheap answer."""
@@ -41,20 +45,22 @@ class Site:
     """Where an op is to run.
 
     `dtype` is None where it is not known yet, `backward` tells that gradients are wanted, `capability` is that of a CUDA
-    device and ``(0, 0)`` elsewhere. `window`: a mask with a sliding window (of attention alone).
+    device and ``(0, 0)`` elsewhere; an `index` of None is the current device. `window`: a mask with a sliding window (of
+    attention alone).
     """
 
     device: str
     dtype: torch.dtype | None = None
     backward: bool = False
     capability: tuple[int, int] = (0, 0)
+    index: int | None = None
     window: bool = False
 
     @classmethod
     def of(cls, x: Tensor, *others: Tensor) -> Site:
         """Where the tensors are."""
         backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
-        return cls(x.device.type, x.dtype, backward, capability(x.device))
+        return cls(x.device.type, x.dtype, backward, capability(x.device), x.device.index)
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,18 @@ class Limits:
         return f"gives no gradients on {site.device}" if site.backward and site.device in self.forward_only else ""
 
 
-def kernel(**limits: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Marks a function as an implementation of an op, within `Limits`: ``@kernel(devices=("cuda",), capability=(8, 0))``."""
+def kernel(
+    *, trials: str = "", measure: str = "reference", **limits: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks a function as an implementation of an op, within `Limits`: ``@kernel(devices=("cuda",), capability=(8, 0))``.
+
+    One of mmkit's own that must prove itself before mmkit chooses it does so in the `trials` (``module:function``, which gives
+    some `mmkit.kernels.trials.Trial`), beside the implementation of the op named by `measure`.
+    """
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         function.limits = Limits(**limits)  # type: ignore[attr-defined]
+        function.proof = (trials, measure)  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -118,17 +131,18 @@ class Kernel:
         return self.function.limits  # type: ignore[attr-defined]
 
 
-def choose(op: str, site: Site, own: str, reason: str, *, named: str = AUTO) -> Kernel:
+def choose(op: str, site: Site, own: Own, reason: str, *, named: str = AUTO) -> Kernel:
     """The implementation of an op that runs there: the one `named` by the code that asks, by the environment or by the recipe,
     else mmkit's `own`.
 
-    `reason` says why that is mmkit's choice. What is chosen is logged when it is chosen first.
+    Where `own` are two, it is the first on GPUs where that runs and has proved itself, which it does when it is asked for
+    first; else the second. `reason` says why that one is mmkit's choice. What is chosen is logged when it is chosen first.
     Raises `ContractError` where the one that is named does not run there, `PluginError` where there is none of that name.
     """
-    return _chosen(op, site, own, reason, named, registry.load(), os.environ.get(VARIABLE, ""), _recipe.get(()))
+    return _chosen(op, site, own, reason, named, registry.load(), os.environ.get(VARIABLE, ""), _recipe.get(()))[0]
 
 
-def choose_for(op: str, own: str, reason: str, x: Tensor, *others: Tensor | None) -> Kernel:
+def choose_for(op: str, own: Own, reason: str, x: Tensor, *others: Tensor | None) -> Kernel:
     """The same for tensors: where `x` is, in its dtype, with gradients where any of them wants one; None wants none.
 
     `torch.compile` takes the choice as made once, when it compiles; inside of `using` the environment is what it was where that
@@ -139,15 +153,26 @@ def choose_for(op: str, own: str, reason: str, x: Tensor, *others: Tensor | None
         return _LOADED[_key(op, x.device.type, x.device.index, x.dtype, backward, own, reason)]
     where = (op, x.device, x.dtype, backward, own)
     if (known := made.get(where)) is None:
-        known = made[where] = _LOADED[_key(op, x.device.type, x.device.index, x.dtype, backward, own, reason)]
+        key, settled = _asked(op, x.device.type, x.device.index, x.dtype, backward, own, reason)
+        known = _LOADED[key]
+        if settled:
+            made[where] = known
     return known
 
 
-def _key(
-    op: str, device: str, index: int | None, dtype: torch.dtype, backward: bool, own: str, reason: str
-) -> tuple[str, str, str]:
+def _key(*where: Any) -> tuple[str, str, str]:
+    return _asked(*where)[0]
+
+
+def _asked(
+    op: str, device: str, index: int | None, dtype: torch.dtype, backward: bool, own: Own, reason: str
+) -> tuple[tuple[str, str, str], bool]:
+    """The choice, and whether it may be remembered."""
     where = (op, device, index, dtype, backward, own, reason)
-    return _key_under(*where, registry.load(), os.environ.get(VARIABLE, ""), _recipe.get(()))
+    try:
+        return _key_under(*where, registry.load(), os.environ.get(VARIABLE, ""), _recipe.get(())), True
+    except _ForNow as choice:
+        return choice.key, False
 
 
 # What `torch.compiler.assume_constant_result` does; that one imports the whole compiler, which takes seconds.
@@ -155,27 +180,67 @@ _key._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _LOADED: dict[tuple[str, str, str], Kernel] = {}
 
 
+class _ForNow(Exception):
+    """A choice that is not to be remembered: a cache keeps nothing of a call that raises."""
+
+    def __init__(self, key: tuple[str, str, str]) -> None:
+        super().__init__()
+        self.key = key
+
+
 # What the answer depends on is all in the arguments.
 @functools.lru_cache(1024)
 def _key_under(
-    op: str, device: str, index: int | None, dtype: torch.dtype, backward: bool, own: str, reason: str, *under: Any
+    op: str, device: str, index: int | None, dtype: torch.dtype, backward: bool, own: Own, reason: str, *under: Any
 ) -> tuple[str, str, str]:
     place = torch.device(device) if index is None else torch.device(device, index)
-    chosen = _chosen(op, Site(device, dtype, backward, capability(place)), own, reason, AUTO, *under)
+    site = Site(device, dtype, backward, capability(place), index)
+    chosen, settled = _chosen(op, site, own, reason, AUTO, *under)
     key = (op, chosen.owner, chosen.name)
     _LOADED[key] = chosen
+    if not settled:
+        raise _ForNow(key)
     return key
 
 
 def _chosen(
-    op: str, site: Site, own: str, reason: str, named: str, known: registry.Registry, environment: str, recipe: Choices
-) -> Kernel:
+    op: str, site: Site, own: Own, reason: str, named: str, known: registry.Registry, environment: str, recipe: Choices
+) -> tuple[Kernel, bool]:
+    """The choice, and whether it may be remembered."""
     name, source = _named(op, environment, recipe) if named == AUTO else (named, "named in code")
-    chosen = load(op, own if name == AUTO else name, known)
+    settled = True
+    if name == AUTO:
+        name, reason, settled = (own, reason, True) if isinstance(own, str) else _proved(op, site, own, reason, known)
+    chosen = load(op, name, known)
     if refusal := chosen.limits.refusal(site):
         raise ContractError(source or op, f"the kernel {chosen.name!r} of {op} {refusal}", _other(op))
     _say_once(op, site.device, chosen.name, source or reason)
-    return chosen
+    return chosen, settled
+
+
+def _proved(op: str, site: Site, own: tuple[str, str], reason: str, known: registry.Registry) -> tuple[str, str, bool]:
+    """Which of two, why, and whether that may be remembered: the first where it runs and has proved itself."""
+    wanted, plain = own
+    candidate = load(op, wanted, known)
+    if site.dtype is None or not proof.possible(site.device, site.capability) or candidate.limits.refusal(site):
+        return plain, reason, True
+    trials, measure = candidate.function.proof  # type: ignore[attr-defined]
+    found = proof.of(
+        proof.Subject(
+            op, wanted, candidate.function, trials, measure, load(op, measure, known).function,
+            load(op, "reference", known).function, site.dtype, site.backward,
+        ),
+        torch.device(site.device) if site.index is None else torch.device(site.device, site.index),
+    )  # fmt: skip
+    if found.passed:
+        return wanted, "it has proved itself on this GPU", True
+    if found.failed:
+        name = str(site.dtype).removeprefix("torch.")
+        _warn_once(
+            f"{op} on {site.device} in {name}{' with gradients' if site.backward else ''}: {plain}, since {wanted} has failed its "
+            f"proof: {found.facts}. `{VARIABLE}={op}={wanted}` forces it, `{VARIABLE}={op}={plain}` silences this"
+        )
+    return plain, f"{reason}; {f'{wanted} has failed its proof' if found.failed else found.facts}", found.settled
 
 
 @contextmanager
@@ -262,6 +327,11 @@ def _parsed(text: str) -> dict[str, str]:
 
 def _other(op: str) -> str:
     return f"`{VARIABLE}={op}=NAME` takes another: {', '.join((AUTO, *ops.names(registry.load(), op)))}"
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 C = TypeVar("C")
+VERSION: str = triton.__version__
 
 
 def interpreted() -> bool:

@@ -47,6 +47,7 @@ class Transformer(Backbone):
         self.sizes = sizes
         self.groups = groups
         self.dim = sizes.dim
+        self.head_dim = sizes.head_width
         self.modulates = sizes.modulation != "none"
         self.crosses = sizes.cross_attention is not None
         self.positions = sizes.positions.build()

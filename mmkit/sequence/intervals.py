@@ -15,7 +15,14 @@ from mmkit.sequence.visibility import PADDING, Visibility
 from mmkit.sequence.windows import LookBack, numbered
 
 
-@kernel(devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0), windows=True)
+@kernel(
+    devices=("cuda",),
+    dtypes=("float16", "bfloat16"),
+    capability=(8, 0),
+    windows=True,
+    trials="mmkit.sequence.trials:attention",
+    measure="dense",
+)
 def interval_plan(queries: Visibility, keys: Visibility, device: torch.device) -> Intervals:
     """mmkit's Triton kernels, which leave out blocks that the mask hides.
 
@@ -62,9 +69,21 @@ def _places(v: Visibility, window: int | None) -> tuple[np.ndarray, ...]:
     return () if window is None else (v.position,)
 
 
+def leaves_holes(queries: Visibility, keys: Visibility) -> bool:
+    """Whether queries see through a window that is no stretch of keys, so that they have no `bounds`."""
+    if queries.window is None:
+        return False
+    order = np.lexsort((keys.position, _code(keys)))
+    return bool(len(_look_back(keys.take(order)).ragged))
+
+
+def _look_back(keys: Visibility) -> LookBack:
+    return LookBack(keys.doc, keys.position, (keys.hidden == 0) & (keys.doc != PADDING))
+
+
 def _looking_back(queries: Visibility, keys: Visibility, query_code: np.ndarray, key_code: np.ndarray) -> np.ndarray:
     """Where the stretch of each query begins: with its own rank, or before, with the first key in its window; all sorted."""
-    back = LookBack(keys.doc, keys.position, (keys.hidden == 0) & (keys.doc != PADDING))
+    back = _look_back(keys)
     if len(back.ragged):
         raise ContractError(
             "attention", f"a window of {queries.window} positions leaves holes between the keys that the kernel 'triton' takes "

@@ -8,52 +8,68 @@ Shape suffixes: Q queries, S keys, B documents of one call, n and m queries and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmkit.kernels.attention import Dense, Flex, Plain, Plan
-from mmkit.kernels.dispatch import Site, capability, choose, kernel
+from mmkit.kernels.dispatch import Own, Site, capability, choose, kernel
 from mmkit.registry import AUTO
+from mmkit.sequence.intervals import leaves_holes
 from mmkit.sequence.tiles import cut
 from mmkit.sequence.visibility import PADDING, Visibility, visible, within
 
 DENSE_ON_GPU = 1024
 """Up to this many keys one dense call is cheaper than compiling and launching FlexAttention."""
+WIDEST = 128
+"""Channels of the widest heads that the Triton kernels take."""
 
 
 def lower(
-    queries: Visibility, keys: Visibility | None = None, *, device: torch.device | str, implementation: str = AUTO
+    queries: Visibility,
+    keys: Visibility | None = None,
+    *,
+    device: torch.device | str,
+    implementation: str = AUTO,
+    dtype: torch.dtype | None = None,
+    head_dim: int | None = None,
 ) -> Plan:
     """The plan for these queries and keys (None: the queries themselves) on a device.
 
     `implementation` names the kernel, whatever the environment and the recipe say. Where gradients are enabled, the kernel
     must give them; where the queries see through a window that hides any key, it must know windows. mmkit's own choice is
-    ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences; ``triton`` must be named until it has
-    been measured on one. Raises as `mmkit.kernels.dispatch.choose` does.
+    ``batches`` on the CPU and ``flex`` on a GPU, there ``dense`` for short sequences; but ``triton`` where it has proved itself
+    on the GPU, and the `dtype` of the heads (but for autocast) and their width are known and are what it takes. Raises as
+    `mmkit.kernels.dispatch.choose` does.
     """
     device = torch.device(device)
     if queries.window is not None and not queries.cut_short(queries if keys is None else keys):
         queries = queries.windowed(None)
     keys = queries if keys is None else keys
+    own: Own
+    own, reason = _own(device.type, len(keys))
     site = Site(
-        device.type, backward=torch.is_grad_enabled(), capability=capability(device), window=queries.window is not None
+        device.type, None, torch.is_grad_enabled(), capability(device), device.index, queries.window is not None
     )  # fmt: skip
-    return choose("attention", site, *_own(device.type, len(keys)), named=implementation)(queries, keys, device)
+    known = device.type == "cuda" and dtype is not None and head_dim is not None and head_dim <= WIDEST
+    if known and not leaves_holes(queries, keys):
+        own = "triton", own
+        site = replace(site, dtype=torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype)
+    return choose("attention", site, own, reason, named=implementation)(queries, keys, device)
 
 
-def lower_both(
-    seen: Visibility, window: int | None, device: torch.device | str, implementation: str = AUTO
-) -> tuple[Plan, Plan | None]:
-    """The plan of a sequence, and that of layers that see it through a window (None: there are none).
+def lower_both(seen: Visibility, window: int | None, **where: Any) -> tuple[Plan, Plan | None]:
+    """The plan of a sequence, and that of layers that see it through a window (None: there are none), as `lower` gives them.
 
     They are one where the window hides nothing.
     """
-    plan = lower(seen, device=device, implementation=implementation)
+    plan = lower(seen, **where)
     if window is None or not seen.windowed(window).cut_short(seen):
         return plan, None if window is None else plan
-    return plan, lower(seen.windowed(window), device=device, implementation=implementation)
+    return plan, lower(seen.windowed(window), **where)
 
 
 def _own(device: str, keys: int) -> tuple[str, str]:

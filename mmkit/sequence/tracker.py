@@ -126,7 +126,7 @@ class Tracker:
         )
         if device.type == "cpu" and len(place_T) >= LONG and not start_R.any():
             kept = (x[row_T, column_T] for x in (self._rank, self._hidden, self._position))
-            among = lower_both(Visibility(place_T.astype(np.int32), *kept), window, device)
+            among = lower_both(Visibility(place_T.astype(np.int32), *kept), window, device=device)
             whole, windowed = (None if each is None else replace(plan, among_new=each) for each in among)
             return whole, windowed
         mask_Rnm = self._seen(rows_R, start_R, end_R)

@@ -64,7 +64,7 @@ def draw(layout: Layout, backbone: Backbone, *, seed: int = 1) -> Packed:
 
 def place(layout: Layout, x_TD: torch.Tensor, condition: Condition | None, window: int | None = None) -> Packed:
     """Embeddings at a layout's places, for a backbone with this window."""
-    plan, window_plan = lower_both(Visibility.of(layout), window, "cpu")
+    plan, window_plan = lower_both(Visibility.of(layout), window, device="cpu")
     return Packed(
         x_TD, torch.from_numpy(layout.tokens.positions), torch.from_numpy(layout.tokens.stream).long(),
         plan, condition, window_plan=window_plan,

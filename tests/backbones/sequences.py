@@ -87,7 +87,7 @@ def plain(
     place = np.concatenate([np.arange(n) for n in lengths])
     rank = (place if causal else 0 * place).astype(np.int32)
     visibility = Visibility(doc, rank, np.zeros_like(rank), place.astype(np.int32))
-    plan, window_plan = lower_both(visibility, window, "cpu")
+    plan, window_plan = lower_both(visibility, window, device="cpu")
     return Packed(
         x_TD, torch.from_numpy(place)[:, None], torch.zeros(len(x_TD), dtype=torch.long), plan, window_plan=window_plan
     )  # fmt: skip

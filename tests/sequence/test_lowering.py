@@ -195,9 +195,9 @@ def test_behind_a_window_nothing_is_computed(length: int, window: int, hidden: b
 def test_two_plans_are_one_where_the_window_hides_nothing() -> None:
     seen = Visibility.of(mixed(2, 30))
     longest = int(seen.position.max())
-    both = lower_both(seen, longest + 1, "cpu")
-    assert both[0] is both[1] and lower_both(seen, None, "cpu")[1] is None
-    plan, window_plan = lower_both(seen, longest, "cpu")
+    both = lower_both(seen, longest + 1, device="cpu")
+    assert both[0] is both[1] and lower_both(seen, None, device="cpu")[1] is None
+    plan, window_plan = lower_both(seen, longest, device="cpu")
     assert window_plan is not None and window_plan is not plan
 
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from mmkit.errors import ContractError
-from mmkit.kernels.dispatch import choose_for
+from mmkit.kernels.dispatch import Own, choose_for
 
 CPU_LOGITS = 1 << 26
 """Logits that mmkit's own choice makes at once on a CPU: 256 MiB of float32."""
 LOGITS = 1 << 30
 """The same on other devices."""
+HALF = (torch.float16, torch.bfloat16)
+"""What the Triton kernels take."""
 FIT, EXCEED = "the logits fit its budget", "the logits exceed the budget of `plain`"
 
 
@@ -38,9 +40,10 @@ def linear_cross_entropy(
     differentiable in the hidden states, weights and biases, whatever gradient comes to each token; weights of tokens are
     the caller's business.
 
-    mmkit chooses `plain`, which makes all logits, where they are few, and `chunked` beyond `CPU_LOGITS` on a CPU or `LOGITS`
-    elsewhere. `triton` has not been measured on a GPU yet, so it must be named. Raises `ContractError` where an
-    implementation that is named does not run, and on ids beyond the vocabulary: on a CPU, where looking costs nothing.
+    mmkit chooses `triton` in float16 and bfloat16 (under autocast, too) on GPUs where it has proved itself; else `plain`, which
+    makes all logits, where they are few, and `chunked` beyond `CPU_LOGITS` on a CPU or `LOGITS` elsewhere. Raises
+    `ContractError` where an implementation that is named does not run, and on ids beyond the vocabulary: on a CPU, where
+    looking costs nothing.
     """
     codes = sum(len(weight) for weight in weights)
     if ids_S.is_cpu and len(ids_S) and not torch.compiler.is_compiling():
@@ -50,7 +53,12 @@ def linear_cross_entropy(
             raise ContractError("cross_entropy", fact, "give ids from 0; tokens that do not count have weight 0")
     count = len(x_SD) * codes
     fits = count <= (CPU_LOGITS if x_SD.device.type == "cpu" else LOGITS)
+    own: Own
     own, reason = ("plain", FIT) if fits else ("chunked", EXCEED)
+    if x_SD.is_cuda:
+        if torch.is_autocast_enabled("cuda") and x_SD.dtype != torch.float64:
+            x_SD = x_SD.to(torch.get_autocast_dtype("cuda"))  # as every implementation has it
+        own = ("triton", own) if x_SD.dtype in HALF else own
     run = choose_for("cross_entropy", own, reason, x_SD, *weights, *biases)
     return run(x_SD, weights, biases, ids_S, smoothing, z_loss)
 

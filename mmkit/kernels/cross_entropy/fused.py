@@ -13,7 +13,7 @@ from mmkit.kernels.cross_entropy.tiled import tiled
 from mmkit.kernels.dispatch import kernel
 
 
-@kernel(devices=("cuda",), capability=(8, 0))
+@kernel(devices=("cuda",), capability=(8, 0), trials="mmkit.kernels.trials:cross_entropy", measure="plain")
 def triton(
     x_SD: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], ids_S: Tensor, smoothing: float, z_loss: float
 ) -> tuple[Tensor, Tensor]:

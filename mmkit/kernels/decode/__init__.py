@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmkit.kernels.dispatch import choose_for
+from mmkit.kernels.dispatch import Own, choose_for
+
+WIDEST = 128
+"""Channels of the widest heads that the Triton kernels take."""
 
 
 def decode(
@@ -28,9 +31,12 @@ def decode(
     be None where every token sees all columns, which then are as many in every row. N is a multiple of K: query head n reads
     key head ``n // (N / K)``. A token that sees no column gives 0. `scale` defaults to ``H ** -0.5``.
 
-    mmkit's choice is torch's own kernel, on a GPU, too: the Triton kernels have not been measured on one. They run where they are
-    named (``MMKIT_KERNELS=decode=triton``, or the recipe's ``kernels:``); with ``triton_unsplit`` what a row gives does
-    not depend on which rows it is decoded with.
+    mmkit's choice is torch's own kernel, and in float16 and bfloat16 on GPUs where they have proved themselves the Triton
+    kernels; with ``triton_unsplit`` (``MMKIT_KERNELS=decode=triton_unsplit``, or the recipe's ``kernels:``) what a row gives
+    does not depend on which rows it is decoded with.
     """
-    run = choose_for("decode", "sdpa", "torch's own kernel, which runs everywhere", q_RnNH, k_BKCH, v_BKCH)
+    own: Own = "sdpa"
+    if q_RnNH.is_cuda and q_RnNH.dtype == k_BKCH.dtype and q_RnNH.shape[3] <= WIDEST:
+        own = "triton", own
+    run = choose_for("decode", own, "torch's own kernel, which runs everywhere", q_RnNH, k_BKCH, v_BKCH)
     return run(q_RnNH, k_BKCH, v_BKCH, rows_R, end_R, mask_Rnm, scale)

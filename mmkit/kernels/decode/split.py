@@ -20,7 +20,7 @@ LIMITS: dict[str, Any] = {
 }
 
 
-@kernel(**LIMITS)
+@kernel(**LIMITS, trials="mmkit.kernels.trials:decode", measure="sdpa")
 def triton(
     q_RnNH: Tensor,
     k_BKCH: Tensor,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmkit.errors import ContractError
-from mmkit.kernels.dispatch import capability, choose_for
+from mmkit.kernels.dispatch import Own, capability, choose_for
 from mmkit.kernels.experts.grouped import CAPABILITY, DEVICES, why_not
 
 _REASONS = {
@@ -31,17 +31,17 @@ def experts(
 
     Sums over experts are in the precision of `weight_A`, float32 as a rule. Differentiable in `x`, `up`, `down` and `weight`.
     Under autocast all but the weights are cast. Chosen is `grouped`, torch's grouped product, where it takes the device, dtype
-    and widths, else the plain `reference`; that one, too, on a CPU without gradients for fewer assignments than experts. The
-    Triton kernels (``experts=triton``: gathering, activation and weights are part of the products; the same bits every time)
-    have not been timed on a GPU, and run only where they are named.
+    and widths, else the plain `reference`; that one, too, on a CPU without gradients for fewer assignments than experts. In
+    float16 and bfloat16 on GPUs where they have proved themselves, the Triton kernels are: gathering, activation and weights
+    are part of the products, and the bits are the same every time.
     """
+    own: Own
     _check("experts", load_E, len(token_A))
     x_TD, up_EPD, down_EDM = _cast(x_TD, up_EPD, down_EDM)
     if len(token_A) < len(up_EPD) and _reads_loads(x_TD):
         own, reason = "reference", "it touches the matrices of the few experts that are read, and no others"
     else:
-        own = _own(x_TD.device, x_TD.dtype, *up_EPD.shape[1:], down_EDM.shape[2])
-        reason = _REASONS[own]
+        own, reason = _choice(x_TD, *up_EPD.shape[1:], down_EDM.shape[2])
     run = choose_for("experts", own, reason, x_TD, up_EPD, down_EDM, weight_A)
     return run(x_TD, up_EPD, down_EDM, token_A, weight_A, load_E, activation)
 
@@ -54,8 +54,9 @@ def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
     """
     _check("grouped_linear", load_G, len(x_AD))
     x_AD, weight_GND = _cast(x_AD, weight_GND)
-    own = _own(x_AD.device, x_AD.dtype, *weight_GND.shape[1:])
-    return choose_for("grouped_linear", own, _REASONS[own], x_AD, weight_GND)(x_AD, weight_GND, load_G)
+    return choose_for("grouped_linear", *_choice(x_AD, *weight_GND.shape[1:]), x_AD, weight_GND)(
+        x_AD, weight_GND, load_G
+    )
 
 
 def _check(op: str, load: Tensor, rows: int) -> None:
@@ -78,6 +79,13 @@ def _cast(*factors: Tensor) -> tuple[Tensor, ...]:
 def _reads_loads(x: Tensor) -> bool:
     """Whether reading the loads in Python costs little: no gradient is wanted, no device is waited for, no graph broken."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _choice(x: Tensor, *widths: int) -> tuple[Own, str]:
+    """mmkit's own, and why."""
+    own = _own(x.device, x.dtype, *widths)
+    # The Triton kernels take the widths that torch's grouped product takes.
+    return ("triton", own) if x.is_cuda and not why_not(x.dtype, *widths) else own, _REASONS[own]
 
 
 def _own(device: torch.device, dtype: torch.dtype, *widths: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmkit.kernels.dispatch import kernel
 
 
-@kernel(devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0))
+@kernel(devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0), trials="mmkit.kernels.trials:experts")
 def experts(
     x_TD: Tensor, up_EPD: Tensor, down_EDM: Tensor, token_A: Tensor, weight_A: Tensor, load_E: Tensor, activation: str
 ) -> Tensor:
@@ -21,7 +21,9 @@ def experts(
     return triton.experts(x_TD, up_EPD, down_EDM, token_A, weight_A, load_E, activation)
 
 
-@kernel(devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0))
+@kernel(
+    devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0), trials="mmkit.kernels.trials:grouped_linear"
+)
 def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
     """Raises `ContractError` for widths that are not of whole 16 bytes."""
     from mmkit.kernels.experts import triton

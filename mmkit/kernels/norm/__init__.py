@@ -10,11 +10,13 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from mmkit.errors import ContractError
-from mmkit.kernels.dispatch import choose_for
+from mmkit.kernels.dispatch import Own, choose_for
 
 Kind = Literal["rms", "layer"]
 KINDS = get_args(Kind)
-_REASON = "plain torch: on a CPU the fewest passes, and elsewhere until the Triton kernels have been measured"
+_REASON = "plain torch: on a CPU the fewest passes"
+WIDEST = 8192
+"""Channels of the widest rows that the Triton kernels take."""
 
 
 def norm(
@@ -36,10 +38,10 @@ def norm(
     are given for every token (adaLN, Peebles & Xie 2023), or as one row ``[1, D]`` for all, and may be views into wider rows.
     ``x'`` has the dtype that torch promotes `x`, `y` and `gate` to, and `h` that of ``x'``, `scale` and `shift`.
 
-    mmkit's own choice is `eager` everywhere: `triton`, which reads and writes every row once, has to be named until it has
-    been measured on a GPU.
+    mmkit's own choice is `eager`, and on GPUs where it has proved itself `triton`, which reads and writes every row once.
     """
     if kind not in KINDS:
         raise ContractError("norm", f"there is no norm {kind!r}", f"take {' or '.join(KINDS)}")
-    run = choose_for("norm", "eager", _REASON, x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD)
+    own: Own = ("triton", "eager") if x_TD.is_cuda and x_TD.shape[-1] <= WIDEST else "eager"
+    run = choose_for("norm", own, _REASON, x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD)
     return run(x_TD, y_TD, gate_TD, weight_D, bias_D, scale_TD, shift_TD, kind, eps)

@@ -10,7 +10,13 @@ from torch import Tensor
 from mmkit.kernels.dispatch import kernel
 
 
-@kernel(devices=("cuda",), capability=(8, 0), dtypes=("float32", "bfloat16", "float16"))
+@kernel(
+    devices=("cuda",),
+    capability=(8, 0),
+    dtypes=("float32", "bfloat16", "float16"),
+    trials="mmkit.kernels.trials:norm",
+    measure="eager",
+)
 def fused(
     x_TD: Tensor,
     y_TD: Tensor | None,

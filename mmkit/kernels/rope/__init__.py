@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmkit.kernels.dispatch import choose_for
+from mmkit.kernels.dispatch import Own, choose_for
 
-_REASON = "plain torch: on a CPU the fewest passes, and elsewhere until the Triton kernel has been measured"
+_REASON = "plain torch: on a CPU the fewest passes"
+WIDEST = 256
+"""Channels of the widest heads that the Triton kernels take."""
 
 
 def rope(
@@ -28,8 +30,8 @@ def rope(
     ``2 F`` on stay. On how many axes the positions are, and which pair turns on which, is all in the angles. The results
     have the dtypes of `q` and `k`, which may be views into wider rows. Angles have no gradient.
 
-    mmkit's own choice is `eager` everywhere: `triton`, one pass for all of it, has to be named until it has been measured on
-    a GPU.
+    mmkit's own choice is `eager`, and on GPUs where it has proved itself `triton`, one pass for all of it.
     """
-    run = choose_for("rope", "eager", _REASON, q_TNH, k_TKH, q_weight_H, k_weight_H)
+    own: Own = ("triton", "eager") if q_TNH.is_cuda and 2 <= q_TNH.shape[2] <= WIDEST else "eager"
+    run = choose_for("rope", own, _REASON, q_TNH, k_TKH, q_weight_H, k_weight_H)
     return run(q_TNH, k_TKH, cos_T1F, sin_T1F, q_weight_H, k_weight_H, eps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkit.kernels.dispatch import choose_for
+from mmkit.kernels.dispatch import Own, choose_for
 
 
 def nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
@@ -18,8 +18,7 @@ def nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
     (float64 for float64 vectors) whatever autocast says, and nothing is differentiated. One op (``mmkit::nearest_code``) to
     `torch.compile`.
 
-    On a GPU mmkit's choice is plain torch, too: the Triton kernels have not been measured on one. They run where they are named
-    (``MMKIT_KERNELS=nearest_code=triton``, or the recipe's ``kernels:``).
+    mmkit's choice is plain torch, and on GPUs where they have proved themselves the Triton kernels, which write down no scores.
     """
     dtype = torch.float64 if x_NC.dtype == torch.float64 else torch.float32
     return _nearest_code(x_NC.detach().to(dtype), codes_KC.detach().to(dtype))
@@ -27,7 +26,8 @@ def nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
 
 @torch.library.custom_op("mmkit::nearest_code", mutates_args=())
 def _nearest_code(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
-    run = choose_for("nearest_code", "chunked", "it runs everywhere, and holds no table of all scores", x_NC)
+    own: Own = ("triton", "chunked") if x_NC.is_cuda else "chunked"
+    run = choose_for("nearest_code", own, "it runs everywhere, and holds no table of all scores", x_NC)
     with torch.autocast(x_NC.device.type, enabled=False):
         return run(x_NC, codes_KC)
 

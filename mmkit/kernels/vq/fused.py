@@ -11,7 +11,13 @@ from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import kernel
 
 
-@kernel(devices=("cuda",), dtypes=("float32",), capability=(8, 0))
+@kernel(
+    devices=("cuda",),
+    dtypes=("float32",),
+    capability=(8, 0),
+    trials="mmkit.kernels.trials:nearest_code",
+    measure="chunked",
+)
 def triton(x_NC: Tensor, codes_KC: Tensor) -> Tensor:
     """mmkit's Triton kernels, which hold no table of scores at all.
 
