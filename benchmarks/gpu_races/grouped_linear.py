@@ -13,7 +13,12 @@ from towers import Run, Shape
 from mmkit.kernels.experts import triton
 from mmkit.kernels.experts.reference import grouped_linear
 
-SHAPES = (Shape((5000, 3192), 2048, 6144), Shape((5000, 3192), 2048, 2048), Shape((700, 324), 1024, 3072), Shape((8, 8), 2048, 6144))
+SHAPES = (
+    Shape((5000, 3192), 2048, 6144),
+    Shape((5000, 3192), 2048, 2048),
+    Shape((700, 324), 1024, 3072),
+    Shape((8, 8), 2048, 6144),
+)
 """Queries, keys and values of two towers, what leads out of attention, a smaller model, and a few tokens."""
 TOLERANCE = {torch.bfloat16: (4e-3, 6e-3), torch.float16: (5e-4, 1e-3)}
 """Relative errors (L2 norm) of outputs and of gradients: the types round every number to 8 or 11 bits."""

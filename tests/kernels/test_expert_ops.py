@@ -135,7 +135,9 @@ def test_separate_matrices_are_those_of_a_stack(name: str) -> None:
         found = [grouped_linear(x, list(stack), load, b) for b in (bias, tuple(bias))]
     for each in found:
         assert_close(each, wanted, atol=1e-5, rtol=1e-5)
-        pairs = zip(*(torch.autograd.grad(y.sum(), [x, stack, bias], retain_graph=True) for y in (each, wanted)), strict=True)
+        pairs = zip(
+            *(torch.autograd.grad(y.sum(), [x, stack, bias], retain_graph=True) for y in (each, wanted)), strict=True
+        )
         for a, b in pairs:
             assert_close(a, b, atol=1e-5, rtol=1e-5)
 

@@ -26,7 +26,7 @@ def experts(name: str, arch: int, rows: int) -> Code:
     """One kernel for one GPU, with SwiGLU; ``across`` is `rows` of the backward pass, ``separate`` and ``separate across`` are
     `rows` of a projection of two towers."""
     tiles = configuration(TABLE, arch, rows)
-    field = {"across": "rows", "separate across": "separate"}.get(name, name)
+    field = "rows" if name in ("across", "separate", "separate across") else name
     tile: Tile = tiles.matrices[1] if name == "matrices" else getattr(tiles, field)
     fixed: dict[str, Any] = {"TILE_M": rows, "TILE_N": tile.n, "TILE_K": tile.k}
     types: dict[str, Any] = dict(TYPES)
@@ -55,7 +55,7 @@ def experts(name: str, arch: int, rows: int) -> Code:
     if arch < 90:
         types |= dict.fromkeys(("x", "down"), "*bf16")
         types |= {} if name.startswith("separate") else {"weight": "*bf16"}
-    kernel = kernels.rows if field in ("rows", "separate") else getattr(kernels, {"inner": "inner_grad"}.get(name, name))
+    kernel = getattr(kernels, {"inner": "inner_grad"}.get(field, field))
     return compiled(kernel, arch, types, fixed, warps=tile.warps, stages=tile.stages)
 
 
@@ -93,6 +93,5 @@ def test_a_shipped_tile_neither_spills_nor_outgrows_its_memory(name: str, arch: 
     if name != "matrices":
         assert ("UTMALDG" in code.count) == (arch >= 90), "where there is TMA, matrices come by it"
     if name.startswith("separate"):
-        assert set(re.findall(r"\bLDGSTS\.E(?:\.BYPASS)?(?:\.LTC128B)?(?:\.BYPASS)?\.(\d+)", code.sass)) == {"128"}, (
-            "separate matrices are read in whole vectors"
-        )
+        loads = re.findall(r"\bLDGSTS[\w.]*", code.sass)
+        assert loads and all(each.endswith(".128") for each in loads), "they are read in whole vectors"

@@ -88,7 +88,9 @@ def _as(stack: Stack, tensors: list[Tensor]) -> Stack:
 def _check_separate(matrices: Sequence[Tensor], groups: int) -> None:
     shapes = {tuple(w.shape) for w in matrices}
     if len(matrices) != groups or len(shapes) != 1:
-        fact = f"there are {groups} groups, and {len(matrices)} matrices of shapes {', '.join(map(str, sorted(shapes)))}"
+        fact = (
+            f"there are {groups} groups, and {len(matrices)} matrices of shapes {', '.join(map(str, sorted(shapes)))}"
+        )
         raise ContractError("grouped_linear", fact, "give one for each group, all of one shape")
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from mmkit.kernels.activations import activate
 from mmkit.kernels.dispatch import kernel
 
-
 Stack = Tensor | Sequence[Tensor]
 """What every group has one of: as one tensor, or each by itself."""
 

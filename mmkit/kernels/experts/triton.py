@@ -55,8 +55,6 @@ class Tiles:
     up: Tile
     rows: Tile
     inner: Tile
-    separate: Tile
-    """That of `rows` where matrices lie apart."""
     matrices: tuple[int, Tile]
     """The step over rows, and the tile of the matrix."""
 
@@ -64,16 +62,16 @@ class Tiles:
 _MATRICES = (64, Tile(128, 128, 8, 3))
 TABLE: dict[tuple[int, int], Tiles] = {
     # (compute capability, rows of a tile). No search at run time: each is compiled and looked at in the tests.
-    (90, 128): Tiles(Tile(128, 64, 8, 3), Tile(256, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), _MATRICES),
-    (90, 64): Tiles(Tile(64, 64, 4, 4), Tile(128, 64, 4, 4), Tile(64, 64, 4, 4), Tile(128, 64, 4, 4), _MATRICES),
-    (90, 16): Tiles(Tile(64, 128, 4, 3), Tile(64, 128, 4, 4), Tile(64, 128, 4, 3), Tile(64, 128, 4, 4), _MATRICES),
-    (80, 128): Tiles(Tile(64, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 8, 3), Tile(128, 64, 8, 3), _MATRICES),
-    (80, 64): Tiles(Tile(64, 64, 4, 3), Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 64, 4, 3), _MATRICES),
-    (80, 16): Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), _MATRICES),
+    (90, 128): Tiles(Tile(128, 64, 8, 3), Tile(256, 64, 8, 3), Tile(128, 64, 8, 3), _MATRICES),
+    (90, 64): Tiles(Tile(64, 64, 4, 4), Tile(128, 64, 4, 4), Tile(64, 64, 4, 4), _MATRICES),
+    (90, 16): Tiles(Tile(64, 128, 4, 3), Tile(64, 128, 4, 4), Tile(64, 128, 4, 3), _MATRICES),
+    (80, 128): Tiles(Tile(64, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 8, 3), _MATRICES),
+    (80, 64): Tiles(Tile(64, 64, 4, 3), Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), _MATRICES),
+    (80, 16): Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), _MATRICES),
 }
 ROWS = (16, 64, 128)
 _SMALL = Tile(64, 64, 1, 1)
-INTERPRETED = Tiles(_SMALL, _SMALL, _SMALL, _SMALL, (64, _SMALL))
+INTERPRETED = Tiles(_SMALL, _SMALL, _SMALL, (64, _SMALL))
 INTERPRETED_ROWS = 64
 """The interpreter runs a tile at a time in numpy: few large ones."""
 
@@ -150,7 +148,7 @@ def _experts(
         x, token, cut.matrix(up, tile.n, tile.k), cut.tiles, inner, between, cut.count, hidden, dim,
         curve, inside != hidden, keep, cut.tma, cut.rows, tile.n, tile.k, **options(tile.warps, tile.stages),
     )  # fmt: skip
-    return _combined(_rows(between, [down], cut, use, False, weight), order, start, len(x)), inner
+    return _combined(_rows(between, [down], cut, use.rows, False, weight), order, start, len(x)), inner
 
 
 @_experts.register_fake
@@ -178,7 +176,7 @@ def _experts_backward(
         hidden, dim, curve, inside != hidden, cut.tma, cut.rows, tile.n, tile.k,
         **options(tile.warps, tile.stages),
     )  # fmt: skip
-    dx = _combined(_rows(dinner, [up], cut, use, True), order, start, len(x))
+    dx = _combined(_rows(dinner, [up], cut, use.rows, True), order, start, len(x))
     dup = _matrices(dinner, x, up.shape, token, cut, use, "right")
     ddown = _matrices(grad, scaled, down.shape, token, cut, use, "left")
     return dx, dup, ddown, part.sum(0).to(weight.dtype)
@@ -214,7 +212,7 @@ def _grouped_linear(x: Tensor, weights: list[Tensor], load: Tensor, bias: Tensor
     if not len(x):
         return _empty(x, 0, weights[0].shape[-2])
     cut, use = _cut(x, load, len(x))
-    return _rows(x, weights, cut, use, False, bias=bias)
+    return _rows(x, weights, cut, use.rows, False, bias=bias)
 
 
 @_grouped_linear.register_fake
@@ -234,13 +232,11 @@ def _grouped_linear_backward(
     cut, use = _cut(x, load, len(x))
     if biased:
         kernels.sums[(shape[0], triton.cdiv(shape[1], SUM[1]))](grad, cut.start, dbias, shape[1], *SUM, **options(4, 1))
-    return _rows(grad, weights, cut, use, True), _matrices(grad, x, shape, load, cut, use, "none"), dbias
+    return _rows(grad, weights, cut, use.rows, True), _matrices(grad, x, shape, load, cut, use, "none"), dbias
 
 
 @_grouped_linear_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, weights: list[Tensor], load: Tensor, biased: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, weights: list[Tensor], load: Tensor, biased: bool) -> tuple[Tensor, Tensor, Tensor]:
     shape = (len(load), *weights[0].shape[-2:])
     return x.new_empty(x.shape), x.new_empty(shape), x.new_empty(shape[:2] if biased else 0)
 
@@ -306,16 +302,15 @@ def _cut(x: Tensor, load: Tensor, count: int) -> tuple[Cut, Tiles]:
 
 
 def _rows(
-    x: Tensor, weights: Sequence[Tensor], cut: Cut, use: Tiles, across: bool,
+    x: Tensor, weights: Sequence[Tensor], cut: Cut, tile: Tile, across: bool,
     scale: Tensor | None = None, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Rows times their expert's matrix or, `across`, its transpose; times the scale of each row; and with its expert's bias.
 
     `weights` are one stack, or a matrix for each expert: these are read by pointers, which are arguments of the kernel. A table
-    of them in the GPU's memory would have to be written there before every call, or be kept for as long as any graph of calls.
+    of them in the GPU's memory would have to be copied there before every call, or be kept as long as any CUDA graph that reads it.
     """
     separate = 0 if weights[0].ndim == 3 else len(weights)
-    tile = use.separate if separate else use.rows
     wide, deep = weights[0].shape[-2:][::-1] if across else weights[0].shape[-2:]
     out = _empty(x, len(x), wide)
     block = (tile.k, tile.n) if across else (tile.n, tile.k)
