@@ -11,7 +11,7 @@ from races import Check, Race
 from torch import Tensor
 
 from mmkit.kernels.experts import triton
-from mmkit.kernels.experts.reference import grouped_linear, reference
+from mmkit.kernels.experts.reference import reference
 
 QWEN = Shape(32768, 2048, 768, 128, 8)
 """Qwen3-30B-A3B."""
@@ -37,14 +37,6 @@ def gate(device: str = "cuda", shape: Shape = Shape(1500, 512, 352, 16, 4)) -> I
                 given = (order_A // shape.k, torch.bincount(expert_A, minlength=shape.experts))
                 factors = [x_TD, up, down, weight_Tk.detach().flatten()[order_A].requires_grad_()]
                 yield _check(f"{title}, {tokens} tokens", dtype, factors, given, off, off_gradient)
-    load_G = torch.tensor([shape.tokens // 3, 0, shape.tokens - shape.tokens // 3], device=device)
-    for dtype, bounds in TOLERANCE.items():
-        x = torch.randn(shape.tokens, shape.dim, device=device, dtype=dtype, requires_grad=True)
-        weight = torch.randn(3, shape.hidden, shape.dim, device=device, dtype=dtype).div_(20).requires_grad_()
-        yield _compared(
-            f"grouped linear, {str(dtype).removeprefix('torch.')}", [x, weight], bounds,
-            lambda x, w: triton.grouped_linear(x, w, load_G), lambda x, w: grouped_linear(x, w, load_G),
-        )  # fmt: skip
 
 
 def _check(

@@ -58,11 +58,21 @@ class MoT(Transformer):
 
 @dataclass(frozen=True)
 class TowerContext(Context):
-    """The context taken apart by tower, once for all layers."""
+    """The context taken apart by tower, once for all layers. So are the hidden states, from the first block to the last."""
 
     turns: tuple[Turn | None, ...] = ()
     conditions: tuple[Condition | None, ...] = ()
     window_turns: tuple[Turn | None, ...] = ()
+
+    def arranged(self, x_TD: Tensor) -> Sequence[Tensor]:
+        """Each tower's own."""
+        assert self.split is not None
+        return self.split.apart(x_TD)
+
+    def in_order(self, x: Sequence[Tensor]) -> Tensor:
+        """All towers' together."""
+        assert self.split is not None
+        return self.split.together(x)
 
 
 class TowerBlock(nn.Module):
@@ -73,11 +83,10 @@ class TowerBlock(nn.Module):
         self.layer = layer
         self.towers = nn.ModuleDict({name: Block(sizes, layer) for name in towers})
 
-    def forward(self, x_TD: Tensor, context: TowerContext) -> tuple[Tensor, None]:
-        """``[T, D]`` to ``[T, D]``: apart into towers, together for attention, apart again."""
+    def forward(self, parts: Sequence[Tensor], context: TowerContext) -> tuple[list[Tensor], None]:
+        """The tokens of each tower to the same; all meet for attention."""
         split, blocks = context.split, list(self.towers.values())
         assert split is not None
-        parts = split.apart(x_TD)
         turns = context.window_turns if self.layer in context.windowed else context.turns
         changes = [block.changes(c) for block, c in zip(blocks, context.conditions, strict=True)]
         asked = [
@@ -90,7 +99,7 @@ class TowerBlock(nn.Module):
             block.after_attention(x, read, change, None)[0]
             for block, x, read, change in zip(blocks, parts, attended, changes, strict=True)
         ]
-        return split.together(done), None
+        return done, None
 
 
 class TowerLast(nn.Module):
@@ -100,11 +109,11 @@ class TowerLast(nn.Module):
         super().__init__()
         self.towers = nn.ModuleDict({name: Last(sizes) for name in towers})
 
-    def forward(self, x_TD: Tensor, context: Context) -> Tensor:
-        """``[T, D]`` to ``[T, D]``."""
+    def forward(self, parts: Sequence[Tensor], context: Context) -> Tensor:
+        """The tokens of each tower to all of them, ``[T, D]``."""
         split = context.split
         assert split is not None
-        given = zip(self.towers.values(), split.apart(x_TD), _apart(split, context.last_condition), strict=True)
+        given = zip(self.towers.values(), parts, _apart(split, context.last_condition), strict=True)
         return split.together([last.apply_to(x, condition) for last, x, condition in given])
 
 

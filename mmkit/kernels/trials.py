@@ -117,7 +117,7 @@ def grouped_linear() -> Iterator[Trial]:
     draw = drawer()
     for load in LOADS:
         inputs = draw(sum(load), 64), draw(len(load), 48, 64) / 8, torch.tensor(load)
-        yield Trial(f"{sum(load)} rows", inputs, lambda f, x, weight, load: f(x, weight, load))
+        yield Trial(f"{sum(load)} rows", inputs, lambda f, x, weight, load: f(x, weight, load, None))
 
 
 def nearest_code() -> Iterator[Trial]:

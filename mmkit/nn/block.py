@@ -57,6 +57,14 @@ class Context:
             k_TKH, v_TKH = self.cache.write(layer, k_TKH, v_TKH, plan)
         return attend(q_TNH, k_TKH, v_TKH, plan)
 
+    def arranged(self, x_TD: Tensor) -> Any:
+        """Hidden states as the backbone's own blocks take and give them; what else reads them has them in the sequence's order."""
+        return x_TD
+
+    def in_order(self, x: Any) -> Tensor:
+        """The inverse of `arranged`."""
+        return x
+
 
 class Block(nn.Module):
     """Attention, then an MLP, each on normed input and added to the stream (pre-norm, as in Llama or DiT).

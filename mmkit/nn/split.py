@@ -16,25 +16,34 @@ from mmkit.errors import ContractError
 
 @dataclass(frozen=True)
 class Split:
-    """Which tokens belong to which group. Every group is there, if only with no tokens, so that all ranks do the same work."""
+    """Which tokens belong to which group. Every group is there, if only with no tokens, so that all ranks do the same work.
 
-    groups: tuple[Tensor, ...]
+    `order_T` lists the tokens group by group, so many of each as `sizes` says, and `back_T` is its inverse.
+    """
+
+    order_T: Tensor
+    sizes: tuple[int, ...]
     back_T: Tensor
 
     @classmethod
     def of(cls, group_T: Tensor, count: int) -> Split:
         """The tokens of groups ``0 .. count``, each in the sequence's order."""
         order_T = torch.argsort(group_T, stable=True)
-        sizes = torch.bincount(group_T, minlength=count).tolist()
-        return cls(order_T.split(sizes), torch.argsort(order_T))
+        sizes = tuple(torch.bincount(group_T, minlength=count).tolist())
+        return cls(order_T, sizes, torch.argsort(order_T))
 
-    def apart(self, x: Tensor) -> list[Tensor]:
-        """``[T, ...]`` to one tensor per group."""
-        return [x.index_select(0, group) for group in self.groups]
+    @property
+    def groups(self) -> tuple[Tensor, ...]:
+        """The tokens of every group."""
+        return self.order_T.split(self.sizes)
+
+    def apart(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``[T, ...]`` to one tensor per group, all of them views of one."""
+        return x.index_select(0, self.order_T).split(self.sizes)
 
     def together(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `apart`."""
-        return torch.cat(list(parts)).index_select(0, self.back_T)
+        return torch.cat(tuple(parts)).index_select(0, self.back_T)
 
 
 def group_streams(option: str, groups: Mapping[str, Sequence[str]], streams: Sequence[str]) -> tuple[int, ...]:

@@ -29,7 +29,8 @@ class Transformer(Backbone):
     """A stack of blocks between a packed sequence and its hidden states.
 
     A backbone is this with its own blocks: `make_block` gives the block of a layer, `make_last` what stands after the last
-    one (default: a norm). `groups` gives each stream its tower or pool; the blocks then find `Context.split`.
+    one (default: a norm) and gives the hidden states in the sequence's order. `groups` gives each stream its tower or pool; the
+    blocks then find `Context.split`.
     `recompute` trades time for memory: activations inside a block are computed again in the backward pass.
     """
 
@@ -63,13 +64,14 @@ class Transformer(Backbone):
     def forward(self, packed: Packed, cache: KVCache | None = None) -> Hidden:
         """``[T, D]`` to ``[T, D]``, normed. With a cache, `packed` holds new tokens only."""
         context = self.context(packed, cache)
-        x_TD, reports = packed.x_TD, []
+        x, reports = context.arranged(packed.x_TD), []
         for layer, block in enumerate(self.blocks):
             if str(layer) in self.cross_blocks:
-                x_TD, _ = self._run(self.cross_blocks[str(layer)], x_TD, context)
-            x_TD, report = self._run(block, x_TD, context)
+                x_TD, _ = self._run(self.cross_blocks[str(layer)], context.in_order(x), context)
+                x = context.arranged(x_TD)
+            x, report = self._run(block, x, context)
             reports.append(report)
-        return Hidden(self.last(x_TD, context), self.losses(reports), self.routing(reports))
+        return Hidden(self.last(x, context), self.losses(reports), self.routing(reports))
 
     def context(self, packed: Packed, cache: KVCache | None) -> Context:
         """What all blocks of one pass share, computed once."""
@@ -110,13 +112,13 @@ class Transformer(Backbone):
         sizes = self.sizes
         return KVCache(sizes.depth, rows, capacity, sizes.kv_heads, sizes.head_width, weight.device, weight.dtype)
 
-    def _run(self, block: nn.Module, x_TD: Tensor, context: Context) -> tuple[Tensor, Any]:
+    def _run(self, block: nn.Module, x: Any, context: Context) -> tuple[Any, Any]:
         if self.recompute and torch.is_grad_enabled() and context.cache is None:
             # Nothing in a block is random, so there is no generator state worth restoring.
             return checkpoint(
-                block, x_TD, context, use_reentrant=False, preserve_rng_state=False, context_fn=recalled()
+                block, x, context, use_reentrant=False, preserve_rng_state=False, context_fn=recalled()
             )  # fmt: skip
-        return block(x_TD, context)
+        return block(x, context)
 
 
 def _window_rotary(sizes: Sizes, positions: Positions, rotary: Rotary) -> Rotary:

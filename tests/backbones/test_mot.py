@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from sequences import STREAMS, TINY, build, build_set, documents, mixed
+from sequences import MIXED, STREAMS, TINY, build, build_set, documents, mixed
 from torch.testing import assert_close
 
 from mmkit.errors import ContractError
+from mmkit.nn.sizes import CrossAttention
+from mmkit.nn.split import Split
+from mmkit.testing.sequences import CROSSED
 
 
 def towers_of(dense: torch.nn.Module, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -66,6 +69,27 @@ def test_equal_towers_are_dense(options: dict[str, Any]) -> None:
     mot.load_state_dict(towers_of(dense, STREAMS))
     packed = mixed(dense)[1]
     assert_close(mot(packed).x_TD, dense(packed).x_TD, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gated", [None, True])
+def test_hidden_states_move_at_the_ends_only(gated: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between layers only queries, keys, values and what is read do; around cross-attention, which all towers share, too."""
+    cross = None if gated is None else CrossAttention(every=1, gated=gated)
+    mot = build("mot", **TINY, cross_attention=cross)
+    packed = mixed(mot, MIXED if cross is None else CROSSED)[1]
+    moved: dict[str, list[int]] = {"apart": [], "together": []}
+    for name, shapes in moved.items():
+        move = getattr(Split, name)
+
+        def listened(self: Split, x: Any, move: Any = move, shapes: list[int] = shapes) -> Any:
+            shapes.append((x if isinstance(x, torch.Tensor) else x[0]).ndim)
+            return move(self, x)
+
+        monkeypatch.setattr(Split, name, listened)
+    mot(packed)
+    crossings = 0 if cross is None else 2
+    assert moved["apart"].count(2) == moved["together"].count(2) == 1 + crossings
+    assert (moved["apart"].count(3), moved["together"].count(3)) == (2, 6)
 
 
 def test_a_tower_is_felt_elsewhere_only_through_attention() -> None:

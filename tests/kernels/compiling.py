@@ -47,7 +47,7 @@ class Code:
 def compiled(
     kernel: Any,
     arch: int,
-    types: Mapping[str, str],
+    types: Mapping[str, str | tuple[str, ...]],
     fixed: Mapping[str, Any],
     *,
     warps: int,
@@ -56,13 +56,19 @@ def compiled(
 ) -> Code:
     """One kernel for one NVIDIA architecture.
 
-    `types` gives the type of every argument that is no constant (``*bf16``, ``i32``, ``fp32``, ``tensordesc<bf16[64, 64]>``),
+    `types` gives the type of every argument that is no constant (``*bf16``, ``i32``, ``fp32``, ``tensordesc<bf16[64, 64]>``, or a
+    tuple of them),
     `fixed` the value of every constant. Pointers are taken to be aligned, as allocations are: unaligned ones would not be read
     in whole vectors. So are the whole numbers of `divisible`, strides as a rule, to be multiples of 16.
     """
     signature = {name: "constexpr" if name in fixed else types[name] for name in kernel.arg_names}
-    even = [a for a, t in signature.items() if t[0] == "*" or a in divisible]
-    aligned = {(kernel.arg_names.index(a),): [["tt.divisibility", 16]] for a in even}
+    places: list[tuple[int, ...]] = []
+    for i, (name, kind) in enumerate(signature.items()):
+        if isinstance(kind, tuple):
+            places += [(i, k) for k, each in enumerate(kind) if each[0] == "*"]
+        elif kind[0] == "*" or name in divisible:
+            places.append((i,))
+    aligned = {place: [["tt.divisibility", 16]] for place in places}
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(fixed), attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     made = compile_source(source, target=GPUTarget("cuda", arch, 32), options=options)

@@ -35,9 +35,9 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Of a fixed weighting of an output."""
-    weight = torch.sin(torch.arange(out.numel(), dtype=torch.float64)).view_as(out).to(out.dtype)
-    return list(torch.autograd.grad(out, inputs, weight))
+    """Of a fixed weighting of an output, by numbers that every dtype holds, so that its rounding is no error of a kernel."""
+    weight = torch.sin(torch.arange(out.numel(), dtype=torch.float64)).mul(64).round().div(64)
+    return list(torch.autograd.grad(out, inputs, weight.view_as(out).to(out.dtype)))
 
 
 def _poison() -> None:

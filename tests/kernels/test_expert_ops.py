@@ -124,6 +124,46 @@ def test_modalities_are_groups(name: str) -> None:
     assert torch.autograd.grad(direct.sum(), x_TD)[0].any()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_separate_matrices_are_those_of_a_stack(name: str) -> None:
+    torch.manual_seed(0)
+    x, stack, bias = torch.randn(9, 16, requires_grad=True), drawn(3, 8, 16).requires_grad_(), torch.randn(3, 8)
+    bias.requires_grad_()
+    load = torch.tensor([5, 0, 4])
+    with using({"grouped_linear": name}):
+        wanted = grouped_linear(x, stack, load, bias)
+        found = [grouped_linear(x, list(stack), load, b) for b in (bias, tuple(bias))]
+    for each in found:
+        assert_close(each, wanted, atol=1e-5, rtol=1e-5)
+        pairs = zip(
+            *(torch.autograd.grad(y.sum(), [x, stack, bias], retain_graph=True) for y in (each, wanted)), strict=True
+        )
+        for a, b in pairs:
+            assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_every_matrix_has_a_gradient_where_it_is_separate() -> None:
+    """So that every rank of a sharded run uses every tower's weights."""
+    weights = [torch.randn(4, 8, requires_grad=True) for _ in range(2)]
+    grouped_linear(torch.randn(3, 8), weights, torch.tensor([3, 0])).sum().backward()
+    assert weights[0].grad.any() and not weights[1].grad.any()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "biases", "fact"),
+    [
+        ([(4, 8)], None, r"there are 2 groups, and 1 matrices of shapes \(4, 8\)"),
+        ([(4, 8), (6, 8)], None, r"2 matrices of shapes \(4, 8\), \(6, 8\)"),
+        ([(4, 8), (4, 8)], 1, "there are 2 groups and 1 biases"),
+    ],
+)
+def test_a_matrix_and_a_bias_for_every_group(shapes: list[tuple[int, int]], biases: int | None, fact: str) -> None:
+    weights = [torch.randn(shape) for shape in shapes]
+    given = None if biases is None else torch.randn(biases, 4)
+    with pytest.raises(ContractError, match=fact):
+        grouped_linear(torch.randn(3, 8), weights, torch.tensor([1, 2]), given)
+
+
 def test_autocast_reaches_the_products() -> None:
     torch.manual_seed(0)
     x_TD, up, down = torch.randn(6, 16), drawn(2, 64, 16), drawn(2, 16, 32)
@@ -131,7 +171,8 @@ def test_autocast_reaches_the_products() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         cast = experts(x_TD, up, down, *given)
         linear = grouped_linear(x_TD, up, torch.tensor([4, 2]))
-    assert cast.dtype == linear.dtype == torch.bfloat16
+        separate = grouped_linear(x_TD, list(up), torch.tensor([4, 2]), torch.randn(2, 64))
+    assert cast.dtype == linear.dtype == separate.dtype == torch.bfloat16
     assert torch.equal(cast, experts(x_TD.bfloat16(), up.bfloat16(), down.bfloat16(), *given))
 
 

@@ -14,7 +14,7 @@ from mmkit.kernels.experts.triton import CURVES as FUSED
 from mmkit.kernels.experts.triton import ROWS, tile_rows
 
 # float32 sums of a few hundred numbers; half rounds what stands between the matrices, its gradient and every output.
-TOLERANCE = {"torch.float32": 2e-6, "torch.float16": 1e-3}
+TOLERANCE = {"torch.float32": 2e-6, "torch.float16": 1e-3, "torch.bfloat16": 8e-3}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,8 @@ def interpreted() -> dict[str, Any]:
 CASES = (
     "ragged", "half", "without TMA", "all to one", "one token", "no token", "no assignment", "many experts", "gelu",
     "gelu_tanh", "relu", "relu2", "linear", "linear in half", "linear without TMA", "linear, nothing",
+    "linear with biases", "separate", "separate in half", "separate in bfloat16", "separate without TMA",
+    "separate, all to one", "separate, alone", "separate, nothing",
 )  # fmt: skip
 
 
@@ -41,6 +43,15 @@ def test_what_is_kept_for_gradients_changes_nothing(interpreted: dict[str, Any])
     assert interpreted["forward only"]["same"]
 
 
+def test_separate_matrices_give_the_bits_of_a_stack(interpreted: dict[str, Any]) -> None:
+    assert interpreted["separate or stacked"]["same"]
+
+
+def test_a_tower_is_a_group(interpreted: dict[str, Any]) -> None:
+    """Mixture-of-transformers is the same kernel with the modality as the expert."""
+    assert max(interpreted["towers"]["errors"]) < TOLERANCE["torch.float32"]
+
+
 def test_the_operators_are_sound_and_one_graph(interpreted: dict[str, Any]) -> None:
     assert interpreted["sound"]["compiled"]
 
@@ -53,7 +64,7 @@ def test_refusals(interpreted: dict[str, Any]) -> None:
 
 
 def test_every_case_is_looked_at(interpreted: dict[str, Any]) -> None:
-    assert set(CASES) | {"forward only", "sound", "refusals"} == set(interpreted)
+    assert set(CASES) | {"forward only", "sound", "refusals", "separate or stacked", "towers"} == set(interpreted)
 
 
 def test_every_activation_is_fused() -> None:

@@ -6,16 +6,20 @@ N width that comes out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import Own, capability, choose_for
 from mmkit.kernels.experts.grouped import CAPABILITY, DEVICES, why_not
+from mmkit.kernels.experts.reference import Stack
 
 _REASONS = {
     "grouped": "all groups in one call of torch's grouped product",
     "reference": "torch's grouped product does not take this device, dtype or width, or not when it is compiled",
+    "separate": "torch's grouped product takes a stack of matrices, and these are separate",
 }
 
 
@@ -46,17 +50,48 @@ def experts(
     return run(x_TD, up_EPD, down_EDM, token_A, weight_A, load_E, activation)
 
 
-def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def grouped_linear(x_AD: Tensor, weight_GND: Stack, load_G: Tensor, bias_GN: Stack | None = None) -> Tensor:
     """Rows in the order of their groups, each times the matrix of its group: ``[A, D]`` to ``[A, N]``.
 
     ``load_G`` (of any dtype) says how many rows each group has. A group may be an expert, or a modality with weights of its own
-    (mixture-of-transformers, 2411.04996). Differentiable in `x` and `weight`; chosen as for `experts`.
+    (mixture-of-transformers, 2411.04996): the matrices are one stack, or a sequence of a ``[N, D]`` for each group, which nothing
+    copies into a stack; so are the biases. Differentiable in `x`, `weight` and `bias`; a stack is chosen for as in `experts`,
+    separate matrices are multiplied one after the other where ``triton`` is not named. Under autocast all are cast.
+
+    Raises `ContractError` unless there is a matrix of one shape for every group, and a bias where there are any.
     """
     _check("grouped_linear", load_G, len(x_AD))
-    x_AD, weight_GND = _cast(x_AD, weight_GND)
-    return choose_for("grouped_linear", *_choice(x_AD, *weight_GND.shape[1:]), x_AD, weight_GND)(
-        x_AD, weight_GND, load_G
-    )
+    matrices, biases = _listed(weight_GND), _listed(bias_GN)
+    if not isinstance(weight_GND, Tensor):
+        _check_separate(weight_GND, len(load_G))
+    if bias_GN is not None and len(bias_GN) != len(load_G):
+        fact = f"there are {len(load_G)} groups and {len(bias_GN)} biases"
+        raise ContractError("grouped_linear", fact, "give one for each group, or none")
+    x_AD, *factors = _cast(x_AD, *matrices, *biases)
+    matrices, biases = factors[: len(matrices)], factors[len(matrices) :]
+    own: Own
+    own, reason = "reference", _REASONS["separate"]
+    if isinstance(weight_GND, Tensor):
+        own, reason = _choice(x_AD, *weight_GND.shape[1:])
+    run = choose_for("grouped_linear", own, reason, x_AD, *factors)
+    return run(x_AD, _as(weight_GND, matrices), load_G, None if bias_GN is None else _as(bias_GN, biases))
+
+
+def _listed(stack: Stack | None) -> list[Tensor]:
+    return [] if stack is None else [stack] if isinstance(stack, Tensor) else list(stack)
+
+
+def _as(stack: Stack, tensors: list[Tensor]) -> Stack:
+    return tensors[0] if isinstance(stack, Tensor) else tensors
+
+
+def _check_separate(matrices: Sequence[Tensor], groups: int) -> None:
+    shapes = {tuple(w.shape) for w in matrices}
+    if len(matrices) != groups or len(shapes) != 1:
+        fact = (
+            f"there are {groups} groups, and {len(matrices)} matrices of shapes {', '.join(map(str, sorted(shapes)))}"
+        )
+        raise ContractError("grouped_linear", fact, "give one for each group, all of one shape")
 
 
 def _check(op: str, load: Tensor, rows: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmkit.kernels.dispatch import kernel
+from mmkit.kernels.experts.reference import Stack
 
 
 @kernel(devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0), trials="mmkit.kernels.trials:experts")
@@ -24,8 +25,8 @@ def experts(
 @kernel(
     devices=("cuda",), dtypes=("float16", "bfloat16"), capability=(8, 0), trials="mmkit.kernels.trials:grouped_linear"
 )
-def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
-    """Raises `ContractError` for widths that are not of whole 16 bytes."""
+def grouped_linear(x_AD: Tensor, weight_GND: Stack, load_G: Tensor, bias_GN: Stack | None) -> Tensor:
+    """Raises `ContractError` for widths that are not of whole 16 bytes, and for many matrices that are not stacked."""
     from mmkit.kernels.experts import triton
 
-    return triton.grouped_linear(x_AD, weight_GND, load_G)
+    return triton.grouped_linear(x_AD, weight_GND, load_G, bias_GN)

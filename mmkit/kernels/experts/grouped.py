@@ -1,6 +1,7 @@
 """Mixtures of experts through `torch.nn.functional.grouped_mm`, which goes through all experts in one call.
 
-Shape suffixes: T tokens, A assignments or rows, E experts, G groups, D width, P rows of the first matrix, M width inside.
+Shape suffixes: T tokens, A assignments or rows, E experts, G groups, D width, P rows of the first matrix, M width inside,
+N width that comes out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from mmkit.errors import ContractError
 from mmkit.kernels.activations import activate
 from mmkit.kernels.dispatch import kernel
-from mmkit.kernels.experts.reference import combine
+from mmkit.kernels.experts.reference import Stack, combine, products
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", "cuda")
@@ -29,11 +30,21 @@ def why_not(dtype: torch.dtype, *widths: int) -> str:
 
 
 @kernel(devices=DEVICES, dtypes=("float32", "float16", "bfloat16"), capability=CAPABILITY)
-def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
-    """All products in one call, and two in the backward pass."""
+def grouped_linear(x_AD: Tensor, weight_GND: Stack, load_G: Tensor, bias_GN: Stack | None) -> Tensor:
+    """All products in one call, and two in the backward pass. Separate matrices are none of torch's: they are multiplied one
+    after the other, as by the reference, rather than copied into a stack."""
+    if not isinstance(weight_GND, Tensor):
+        return products(x_AD, weight_GND, load_G.int().tolist(), bias_GN)
     _check("grouped_linear", x_AD.dtype, *weight_GND.shape[1:])
     # An expanded gradient, of a sum for example, is more than its backward pass takes: times 1, it is whole.
-    return _product(x_AD, weight_GND, load_G.cumsum(0, dtype=torch.int32)) * 1
+    end_G = load_G.cumsum(0, dtype=torch.int32)
+    y_AN = _product(x_AD, weight_GND, end_G) * 1
+    if bias_GN is None:
+        return y_AN
+    bias_GN = bias_GN if isinstance(bias_GN, Tensor) else torch.stack(tuple(bias_GN))
+    group_A = torch.bucketize(torch.arange(len(x_AD), device=x_AD.device), end_G, right=True)
+    # A product, since the gradient of indexing is summed in no fixed order on a GPU.
+    return y_AN + F.one_hot(group_A, len(bias_GN)).to(bias_GN.dtype) @ bias_GN
 
 
 @kernel(devices=DEVICES, dtypes=("float32", "float16", "bfloat16"), capability=CAPABILITY)

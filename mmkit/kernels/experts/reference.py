@@ -6,6 +6,8 @@ N width that comes out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,12 +15,15 @@ from torch.nn import functional as F
 from mmkit.kernels.activations import activate
 from mmkit.kernels.dispatch import kernel
 
+Stack = Tensor | Sequence[Tensor]
+"""What every group has one of: as one tensor, or each by itself."""
+
 
 @kernel()
-def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def grouped_linear(x_AD: Tensor, weight_GND: Stack, load_G: Tensor, bias_GN: Stack | None) -> Tensor:
     """One product for each group that has rows. Where there is none at all, all of them, so that every rank of a sharded run
-    uses the weights."""
-    return _products(x_AD, weight_GND, load_G.int().tolist())
+    uses the weights; for that, separate ones that want gradients are all used every time."""
+    return products(x_AD, weight_GND, load_G.int().tolist(), bias_GN)
 
 
 @kernel()
@@ -28,19 +33,26 @@ def reference(
     """``y[t] = sum of weight[a] * down[e] activate(up[e] x[t])`` over the assignments a of token t, each to its expert e."""
     gated = up_EPD.shape[1] != down_EDM.shape[2]
     counts = load_E.int().tolist()
-    inner_AP = _products(x_TD.index_select(0, token_A), up_EPD, counts)
-    y_AD = _products(activate(activation, inner_AP, gated), down_EDM, counts)
+    inner_AP = products(x_TD.index_select(0, token_A), up_EPD, counts)
+    y_AD = products(activate(activation, inner_AP, gated), down_EDM, counts)
     return combine(y_AD, token_A, weight_A, len(x_TD))
 
 
-def _products(x_AD: Tensor, weight_GND: Tensor, counts: list[int]) -> Tensor:
+def products(x_AD: Tensor, weight_GND: Stack, counts: list[int], bias_GN: Stack | None = None) -> Tensor:
+    """The rows of every group, so many of each, times its matrix, and its bias."""
     groups = [group for group, count in enumerate(counts) if count] or range(len(counts))
+    if not isinstance(weight_GND, Tensor) and torch.is_grad_enabled() and any(w.requires_grad for w in weight_GND):
+        groups = range(len(counts))
+    matrices, biases = _each(weight_GND), [None] * len(counts) if bias_GN is None else _each(bias_GN)
+    rows = x_AD.split([counts[group] for group in groups])
+    return torch.cat([F.linear(x, matrices[group], biases[group]) for x, group in zip(rows, groups, strict=True)])
+
+
+def _each(stack: Stack) -> Stack:
     # The backward pass of `unbind` writes the gradient of the stack once, that of indexing once for every group. Without one,
     # only the matrices that are used are touched.
-    wants_gradient = torch.is_grad_enabled() and weight_GND.requires_grad
-    matrices = weight_GND.unbind() if wants_gradient else weight_GND
-    rows = x_AD.split([counts[group] for group in groups])
-    return torch.cat([F.linear(x, matrices[group]) for x, group in zip(rows, groups, strict=True)])
+    wants_gradient = isinstance(stack, Tensor) and torch.is_grad_enabled() and stack.requires_grad
+    return stack.unbind() if wants_gradient else stack
 
 
 def combine(y_AD: Tensor, token_A: Tensor, weight_A: Tensor, tokens: int) -> Tensor:

@@ -9,6 +9,7 @@ N width that comes out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmkit.errors import ContractError
 from mmkit.kernels.experts import triton_kernels as kernels
+from mmkit.kernels.experts.reference import Stack
 from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -30,6 +32,10 @@ CURVES = {
 """The kernels' curve of every activation."""
 BLOCK = 64
 """Tiles that one program of `tile_map` places."""
+SUM = (64, 64)
+"""Rows and columns of a tile of `sums`."""
+MOST = 32
+"""Separate matrices: each is an argument of the kernel, which is compiled for their number."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ TABLE: dict[tuple[int, int], Tiles] = {
     (80, 16): Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), _MATRICES),
 }
 ROWS = (16, 64, 128)
-INTERPRETED = Tiles(Tile(64, 64, 1, 1), Tile(64, 64, 1, 1), Tile(64, 64, 1, 1), (64, Tile(64, 64, 1, 1)))
+_SMALL = Tile(64, 64, 1, 1)
+INTERPRETED = Tiles(_SMALL, _SMALL, _SMALL, (64, _SMALL))
 INTERPRETED_ROWS = 64
 """The interpreter runs a tile at a time in numpy: few large ones."""
 
@@ -94,9 +101,19 @@ def experts(
     return _experts(*tensors, [token_A, order_A, start_T, load_E.int()], CURVES[activation], keep)[0]
 
 
-def grouped_linear(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
-    """See `mmkit.kernels.experts.grouped_linear`. Raises `ContractError` where the kernels do not run."""
-    return _grouped_linear(x_AD.contiguous(), weight_GND.contiguous(), load_G.int())
+def grouped_linear(x_AD: Tensor, weight_GND: Stack, load_G: Tensor, bias_GN: Stack | None = None) -> Tensor:
+    """See `mmkit.kernels.experts.grouped_linear`. Raises `ContractError` where the kernels do not run.
+
+    Biases are stacked, being small; matrices stay where they are.
+    """
+    matrices = [weight_GND] if isinstance(weight_GND, Tensor) else list(weight_GND)
+    if len(matrices) > MOST:
+        fact = f"the kernel 'triton' takes {MOST} separate matrices at most, and these are {len(matrices)}"
+        raise ContractError("grouped_linear", fact, "stack them")
+    if bias_GN is not None:
+        bias_GN = (bias_GN if isinstance(bias_GN, Tensor) else torch.stack(tuple(bias_GN))).contiguous()
+    load_G = load_G.to(x_AD.device, torch.int32)
+    return _grouped_linear(x_AD.contiguous(), [w.contiguous() for w in matrices], load_G, bias_GN)
 
 
 def _check(op: str, x: Tensor, *widths: int) -> None:
@@ -131,7 +148,7 @@ def _experts(
         x, token, cut.matrix(up, tile.n, tile.k), cut.tiles, inner, between, cut.count, hidden, dim,
         curve, inside != hidden, keep, cut.tma, cut.rows, tile.n, tile.k, **options(tile.warps, tile.stages),
     )  # fmt: skip
-    return _combined(_rows(between, down, cut, use.rows, False, weight), order, start, len(x)), inner
+    return _combined(_rows(between, [down], cut, use.rows, False, weight), order, start, len(x)), inner
 
 
 @_experts.register_fake
@@ -159,9 +176,9 @@ def _experts_backward(
         hidden, dim, curve, inside != hidden, cut.tma, cut.rows, tile.n, tile.k,
         **options(tile.warps, tile.stages),
     )  # fmt: skip
-    dx = _combined(_rows(dinner, up, cut, use.rows, True), order, start, len(x))
-    dup = _matrices(dinner, x, up, token, cut, use, "right")
-    ddown = _matrices(grad, scaled, down, token, cut, use, "left")
+    dx = _combined(_rows(dinner, [up], cut, use.rows, True), order, start, len(x))
+    dup = _matrices(dinner, x, up.shape, token, cut, use, "right")
+    ddown = _matrices(grad, scaled, down.shape, token, cut, use, "left")
     return dx, dup, ddown, part.sum(0).to(weight.dtype)
 
 
@@ -189,38 +206,52 @@ _experts.register_autograd(_experts_gradients, setup_context=_save_experts)
 
 
 @torch.library.custom_op("mmkit::grouped_linear", mutates_args=())
-def _grouped_linear(x: Tensor, weight: Tensor, load: Tensor) -> Tensor:
-    _check("grouped_linear", x, *weight.shape[1:])
+def _grouped_linear(x: Tensor, weights: list[Tensor], load: Tensor, bias: Tensor | None) -> Tensor:
+    """`weights` are one stack, or a matrix for each group."""
+    _check("grouped_linear", x, *weights[0].shape[-2:])
     if not len(x):
-        return _empty(x, 0, weight.shape[1])
+        return _empty(x, 0, weights[0].shape[-2])
     cut, use = _cut(x, load, len(x))
-    return _rows(x, weight, cut, use.rows, False)
+    return _rows(x, weights, cut, use.rows, False, bias=bias)
 
 
 @_grouped_linear.register_fake
-def _(x: Tensor, weight: Tensor, load: Tensor) -> Tensor:
-    return x.new_empty((len(x), weight.shape[1]))
+def _(x: Tensor, weights: list[Tensor], load: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((len(x), weights[0].shape[-2]))
 
 
 @torch.library.custom_op("mmkit::grouped_linear_backward", mutates_args=())
-def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, load: Tensor) -> tuple[Tensor, Tensor]:
+def _grouped_linear_backward(
+    grad: Tensor, x: Tensor, weights: list[Tensor], load: Tensor, biased: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `x`, of all matrices in one stack, and of the biases, ``[0]`` where there are none."""
+    shape = (len(load), *weights[0].shape[-2:])
+    dbias = x.new_empty(shape[:2] if biased else 0)
     if not len(x):
-        return torch.zeros_like(x), torch.zeros_like(weight)
+        return torch.zeros_like(x), x.new_zeros(shape), dbias.zero_()
     cut, use = _cut(x, load, len(x))
-    return _rows(grad, weight, cut, use.rows, True), _matrices(grad, x, weight, load, cut, use, "none")
+    if biased:
+        kernels.sums[(shape[0], triton.cdiv(shape[1], SUM[1]))](grad, cut.start, dbias, shape[1], *SUM, **options(4, 1))
+    return _rows(grad, weights, cut, use.rows, True), _matrices(grad, x, shape, load, cut, use, "none"), dbias
 
 
 @_grouped_linear_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, load: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _(grad: Tensor, x: Tensor, weights: list[Tensor], load: Tensor, biased: bool) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (len(load), *weights[0].shape[-2:])
+    return x.new_empty(x.shape), x.new_empty(shape), x.new_empty(shape[:2] if biased else 0)
 
 
-def _save_linear(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, load, bias = inputs
+    ctx.biased = bias is not None
+    ctx.save_for_backward(x, load, *weights)
 
 
 def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_grouped_linear_backward(grad.contiguous(), *ctx.saved_tensors), None
+    x, load, *weights = ctx.saved_tensors
+    dx, dweight, dbias = _grouped_linear_backward(grad.contiguous(), x, weights, load, ctx.biased)
+    each = [dweight] if weights[0].ndim == 3 else list(dweight.unbind())
+    return dx, each, None, dbias if ctx.biased else None
 
 
 _grouped_linear.register_autograd(_linear_gradients, setup_context=_save_linear)
@@ -270,15 +301,23 @@ def _cut(x: Tensor, load: Tensor, count: int) -> tuple[Cut, Tiles]:
     return cut, use
 
 
-def _rows(x: Tensor, weight: Tensor, cut: Cut, tile: Tile, across: bool, scale: Tensor | None = None) -> Tensor:
-    """Rows times their expert's matrix or, `across`, its transpose; and times the scale of each row."""
-    wide, deep = weight.shape[1:][::-1] if across else weight.shape[1:]
+def _rows(
+    x: Tensor, weights: Sequence[Tensor], cut: Cut, tile: Tile, across: bool,
+    scale: Tensor | None = None, bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Rows times their expert's matrix or, `across`, its transpose; times the scale of each row; and with its expert's bias.
+
+    `weights` are one stack, or a matrix for each expert: these are read by pointers, which are arguments of the kernel. A table
+    of them in the GPU's memory would have to be copied there before every call, or be kept as long as any CUDA graph that reads it.
+    """
+    separate = 0 if weights[0].ndim == 3 else len(weights)
+    wide, deep = weights[0].shape[-2:][::-1] if across else weights[0].shape[-2:]
     out = _empty(x, len(x), wide)
     block = (tile.k, tile.n) if across else (tile.n, tile.k)
     kernels.rows[(cut.programs(wide, tile),)](
-        cut.matrix(x, cut.rows, tile.k), cut.matrix(weight, *block),
-        x if scale is None else scale, cut.tiles, out, cut.count, wide, deep,
-        scale is not None, across, cut.tma, cut.rows, tile.n, tile.k, **options(tile.warps, tile.stages),
+        cut.matrix(x, cut.rows, tile.k), tuple(weights) if separate else cut.matrix(weights[0], *block),
+        x if scale is None else scale, x if bias is None else bias, cut.tiles, out, cut.count, wide, deep, separate,
+        scale is not None, bias is not None, across, cut.tma, cut.rows, tile.n, tile.k, **options(tile.warps, tile.stages),
     )  # fmt: skip
     return out
 
@@ -293,11 +332,13 @@ def _combined(z: Tensor, order: Tensor, start: Tensor, tokens: int) -> Tensor:
     return out
 
 
-def _matrices(left: Tensor, right: Tensor, like: Tensor, token: Tensor, cut: Cut, use: Tiles, gather: str) -> Tensor:
+def _matrices(
+    left: Tensor, right: Tensor, shape: Sequence[int], token: Tensor, cut: Cut, use: Tiles, gather: str
+) -> Tensor:
     """The gradient of a stack of matrices: the products of both sides' columns, summed over the rows of each expert."""
     step, tile = use.matrices
-    out = torch.empty_like(like)
-    experts, wide, deep = like.shape
+    out = left.new_empty(shape)
+    experts, wide, deep = shape
     kernels.matrices[(experts * triton.cdiv(wide, tile.n) * triton.cdiv(deep, tile.k),)](
         left, right, token, cut.start, out, wide, deep, gather, step, tile.n, tile.k, **options(tile.warps, tile.stages)
     )

@@ -163,17 +163,35 @@ def up(
 
 
 @triton.jit
+def _separate(weights, expert, SEPARATE: tl.constexpr):
+    """An expert's matrix, of so many that each lie somewhere."""
+    weight = weights[0]
+    for e in tl.static_range(1, SEPARATE):
+        weight = tl.where(expert == e, weights[e], weight)
+    return weight
+
+
+@triton.jit
 def rows(
-    x, weight, scale, tiles, out, COUNT, N: tl.constexpr, K: tl.constexpr,
-    SCALED: tl.constexpr, ACROSS: tl.constexpr, TMA: tl.constexpr,
+    x, weight, scale, bias, tiles, out, COUNT, N: tl.constexpr, K: tl.constexpr, SEPARATE: tl.constexpr,
+    SCALED: tl.constexpr, BIASED: tl.constexpr, ACROSS: tl.constexpr, TMA: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of ``out [A, N]``: rows of ``x [A, K]`` times their expert's matrix, and times `scale` of each row if `SCALED`."""
+    """One tile of ``out [A, N]``: rows of ``x [A, K]`` times their expert's matrix, and times `scale` of each row if `SCALED`, and
+    their expert's row of ``bias [E, N]`` if `BIASED`.
+
+    `weight` is one stack or, where `SEPARATE` is not 0, a tuple of so many pointers.
+    """
     expert, row_M, real_M, n = _tile(tiles, COUNT, N, TILE_M, TILE_N)
     if expert < 0:
         return
     first_row = tl.load(tiles + COUNT + tl.program_id(0) // tl.cdiv(N, TILE_N))
     first = expert * (K if ACROSS else N)
+    matrix = weight
+    if SEPARATE:
+        matrix = _separate(weight, expert, SEPARATE)
+        first = expert * 0
+    BY_TMA: tl.constexpr = TMA and SEPARATE == 0
     acc_MN = tl.zeros([TILE_M, TILE_N], tl.float32)
     from_M = tl.where(real_M, row_M, 0)
     for k in range(0, K, TILE_K):
@@ -181,12 +199,29 @@ def rows(
             x_MK = x.load([first_row, k])
         else:
             x_MK = _read(x, from_M, k, K, TILE_K)
-        acc_MN = tl.dot(x_MK, _columns(weight, first, n, k, N, K, ACROSS, TMA, TILE_N, TILE_K), acc_MN)
+        acc_MN = tl.dot(x_MK, _columns(matrix, first, n, k, N, K, ACROSS, BY_TMA, TILE_N, TILE_K), acc_MN)
     if SCALED:
         acc_MN = acc_MN * tl.load(scale + row_M, mask=real_M, other=0.0).to(tl.float32)[:, None]
     col_N = n + tl.arange(0, TILE_N)
+    if BIASED:
+        acc_MN += tl.load(bias + expert * N + col_N, mask=col_N < N, other=0.0).to(tl.float32)[None, :]
     place_MN = out + row_M.to(tl.int64)[:, None] * N + col_N[None, :]
     tl.store(place_MN, acc_MN.to(out.dtype.element_ty), mask=real_M[:, None] & (col_N < N)[None, :])
+
+
+@triton.jit
+def sums(x, start, out, N: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
+    """A tile of ``out [E, N]``: the sum of each expert's rows of ``x [A, N]``."""
+    expert = tl.program_id(0)
+    col_N = tl.program_id(1) * TILE_N + tl.arange(0, TILE_N)
+    end = tl.load(start + expert + 1)
+    total_MN = tl.zeros([TILE_M, TILE_N], tl.float32)
+    for first in range(tl.load(start + expert), end, TILE_M):
+        row_M = first + tl.arange(0, TILE_M)
+        where_MN = x + row_M.to(tl.int64)[:, None] * N + col_N[None, :]
+        total_MN += tl.load(where_MN, mask=(row_M < end)[:, None] & (col_N < N)[None, :], other=0.0).to(tl.float32)
+    total_N = tl.sum(total_MN, 0)
+    tl.store(out + expert * N + col_N, total_N.to(out.dtype.element_ty), mask=col_N < N)
 
 
 @triton.jit

@@ -56,13 +56,21 @@ def experts() -> Iterator[Trial]:
 
 
 def grouped_linear() -> Iterator[Trial]:
-    """The same loads."""
+    """The same loads, of matrices in a stack and of separate ones, without biases and with them."""
     generator = torch.Generator().manual_seed(0)
     for title, load in LOADS.items():
-        shapes = ((sum(load), 16), (len(load), 24, 16))
-        inputs = tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+        count = len(load)
+        shapes = ((sum(load), 16), (count, 24, 16), (count, 24))
+        x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
 
-        def run(function: Any, x: Tensor, weight: Tensor, load_G: Tensor = torch.tensor(load)) -> Tensor:
-            return function(x, weight, load_G.to(x.device))
+        def run(function: Any, x: Tensor, *own: Tensor, load_G: Tensor = torch.tensor(load)) -> Tensor:
+            return function(x, own[0], load_G.to(x.device), own[1] if len(own) > 1 else None)
 
-        yield Trial(title, inputs, run)
+        def separate(function: Any, x: Tensor, *own: Tensor, load_G: Tensor = torch.tensor(load)) -> Tensor:
+            count = len(load_G)
+            return function(x, own[:count], load_G.to(x.device), own[count:] or None)
+
+        yield Trial(title, (x, weight), run)
+        yield Trial(f"{title}, biases", (x, weight, bias), run)
+        yield Trial(f"{title}, separate matrices", (x, *weight), separate)
+        yield Trial(f"{title}, separate matrices and biases", (x, *weight, *bias), separate)
