@@ -55,8 +55,8 @@ def grouped_linear(x_AD: Tensor, weight_GND: Stack, load_G: Tensor, bias_GN: Sta
 
     ``load_G`` (of any dtype) says how many rows each group has. A group may be an expert, or a modality with weights of its own
     (mixture-of-transformers, 2411.04996): the matrices are one stack, or a sequence of a ``[N, D]`` for each group, which nothing
-    copies into a stack; so are the biases. Differentiable in `x`, `weight` and `bias`; a stack is chosen for as in `experts`,
-    separate matrices are multiplied one after the other where ``triton`` is not named. Under autocast all are cast.
+    copies into a stack. Biases may be either, too. Differentiable in `x`, `weight` and `bias`. For a stack is chosen as for
+    `experts`; separate matrices are multiplied one after the other where ``triton`` is not named. Under autocast all are cast.
 
     Raises `ContractError` unless there is a matrix of one shape for every group, and a bias where there are any.
     """
