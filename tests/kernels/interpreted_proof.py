@@ -16,7 +16,7 @@ DTYPES = {
     "attention": torch.float16,
     "cross_entropy": torch.bfloat16,
     "decode": torch.bfloat16,
-    "experts": torch.bfloat16,
+    "experts": torch.float16,
     "grouped_linear": torch.float16,
     "nearest_code": torch.float32,
     "norm": torch.bfloat16,
