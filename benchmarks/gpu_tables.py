@@ -61,18 +61,24 @@ def rows(race: Mapping[str, Any], ceilings: Mapping[str, float]) -> list[str]:
     return found
 
 
-def ending(
-    goals: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], notes: Sequence[str]
-) -> list[str]:
+def ending(goals: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list[str]:
     """The goals, what was predicted beside what was found, and what else there is to say."""
     lines: list[str] = []
     guessed = [(race, which) for race in found for which in race["predicted_ms"] if which in race["passes"]]
     if guessed:
-        lines += ["", "## Predictions", "", "Predicted by arithmetic before any run; only what was found is measured.", ""]
+        lines += [
+            "",
+            "## Predictions",
+            "",
+            "Predicted by arithmetic before any run; only what was found is measured.",
+            "",
+        ]
         lines += ["| op | case | pass | predicted ms | found ms | found / predicted |", "|---|---|---|---|---|---|"]
         for race, which in guessed:
             before, after = race["predicted_ms"][which], race["passes"][which][0]["seconds"][1] * 1e3
-            lines.append(f"| {race['op']} | {race['case']} | {which} | {before:.3f} | {after:.3f} | {after / before:.2f} |")
+            lines.append(
+                f"| {race['op']} | {race['case']} | {which} | {before:.3f} | {after:.3f} | {after / before:.2f} |"
+            )
     if goals:
         lines += ["", "## Goals", "", "| case | goal | must | stretch | found | |", "|---|---|---|---|---|---|"]
         for goal in goals:

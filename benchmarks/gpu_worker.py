@@ -109,7 +109,7 @@ class Bench:
                            "same_bits": check.same_bits}  # fmt: skip
         except Exception as error:  # one op that breaks must not hide what the others do
             yield {"title": "broke", "right": False, "fact": races.said(error)}
-        self._clean()
+        self._free()
 
     def races(self, op: str, configurations: bool) -> Iterator[dict[str, Any]]:
         """The races of an op, or of its configurations, with their goals. Raises what its module raises."""
@@ -131,7 +131,9 @@ class Bench:
             "goals": [_goal(race.title, goal, races.found(outcome, goal, copy)) for goal in race.goals],
         }  # fmt: skip
         del outcome
-        self._clean()
+        # What was compiled for one race counts against the next: after a few shapes a function is compiled for any.
+        torch.compiler.reset()
+        self._free()
 
     def _races(self, op: str, configurations: bool) -> list[races.Race]:
         key = (op, configurations)
@@ -140,10 +142,7 @@ class Bench:
             self.listed[key] = [*(module.configurations if configurations else module.races)(self.scale)]
         return self.listed[key]
 
-    def _clean(self) -> None:
-        """What was compiled for one race counts against the next: a function is compiled anew so many times only, and then for
-        any shape."""
-        torch.compiler.reset()
+    def _free(self) -> None:
         gc.collect()
         if not self.scale.toy:
             torch.cuda.synchronize()  # raises where a kernel broke the process

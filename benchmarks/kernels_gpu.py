@@ -110,7 +110,9 @@ def parsed(arguments: Sequence[str] | None, ops: Sequence[str]) -> argparse.Name
     parser.add_argument("--seconds", type=float, default=10, help="after so many a race begins no new round")
     parser.add_argument("--without", nargs="+", default=[], help="leave these contestants out")
     parser.add_argument("--configurations", action="store_true", help="race each kernel with itself otherwise compiled")
-    parser.add_argument("--toy", action="store_true", help="tiny sizes on the CPU, in Triton's interpreter: to try this")
+    parser.add_argument(
+        "--toy", action="store_true", help="tiny sizes on the CPU, in Triton's interpreter: to try this"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (2 if options.toy else 20)

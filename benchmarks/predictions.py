@@ -41,7 +41,14 @@ class Guess:
 
 
 GUESSES = (
-    Guess("attention", "128 wide", 0.42, 0.27, 20, "Triton kernels of this kind reach 330 to 410 TFLOP/s; backward, 200 to 240"),
+    Guess(
+        "attention",
+        "128 wide",
+        0.42,
+        0.27,
+        20,
+        "Triton kernels of this kind reach 330 to 410 TFLOP/s; backward, 200 to 240",
+    ),
     Guess("attention", "64 wide", 0.32, 0.20, 20, "half the products for as many exponentials"),
     Guess("cross_entropy", "", 0.60, 0.38, 50, "plain products, whose logits the backward pass makes once more"),
     Guess("decode", "1 row of", 0.60, 0.60, 12, "few programs, and two kernels"),

@@ -160,9 +160,8 @@ def first(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 def run(race: Race, clock: Clock, *, rounds: int, warm: int, seconds: float, without: Iterable[str] = ()) -> Outcome:
     """Time every contestant once a round, in turn, on fresh inputs, after `warm` rounds that do not count.
 
-    After `seconds` no new round begins once `LEAST` are measured. A contestant that raises is left out from then on.
+    `seconds` after these no new round begins once `LEAST` are measured. A contestant that raises is left out from then on.
     """
-    start = time.monotonic()
     try:
         runs = race.runs() if callable(race.runs) else race.runs
     except Exception as error:  # as below
@@ -171,7 +170,10 @@ def run(race: Race, clock: Clock, *, rounds: int, warm: int, seconds: float, wit
     times: dict[str, list[dict[str, float]]] = {name: [] for name in going}
     failed: dict[str, str] = {}
     measured = 0
+    start = time.monotonic()
     for number in range(warm + rounds):
+        if number == warm:
+            start = time.monotonic()
         if measured >= LEAST and time.monotonic() - start > seconds:
             break
         tensors = race.inputs()

@@ -7,6 +7,7 @@ visible pairs only, and a backward pass as 2.5 forward ones.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -84,7 +85,7 @@ def races(scale: Scale) -> Iterator[Race]:
     """Three masks by length and head width."""
     shapes = scale.of(SHAPES, TOY_SHAPES)
     for count in scale.of(TOKENS, TOY_TOKENS):
-        for title, image in MASKS.items():
+        for title in MASKS:
             for width, heads in shapes.items():
                 held = width == 128 and title in HELD and count != 16384
                 goals = (*GOALS, *([DENSE] if count <= DENSE_AT_MOST else [])) if held else ()
@@ -117,9 +118,7 @@ def _configured(scale: Scale, race: Race, width: int) -> dict[str, Run]:
     return runs
 
 
-def _race(
-    scale: Scale, title: str, count: int, width: int, heads: tuple[int, int], goals: tuple[Goal, ...]
-) -> Race:
+def _race(scale: Scale, title: str, count: int, width: int, heads: tuple[int, int], goals: tuple[Goal, ...]) -> Race:
     seen = packed(count, MASKS[title])
     whole = 4.0 * width * heads[0] * (count * (count + 1) // 2)
     return Race(
@@ -149,6 +148,7 @@ def pairs(seen: Visibility) -> int:
     return total
 
 
+@functools.cache
 def packed(tokens: int, image: StreamRule | None, seed: int = 0) -> Visibility:
     """Documents of 200 to 4,000 tokens of text, half of them images of 16 x 16 to 32 x 32 where there are any."""
     chance, rope = np.random.default_rng(seed), Rope(Rope.Config())

@@ -101,7 +101,9 @@ def _race(scale: Scale, shape: tuple[int, int, int], goals: tuple[Goal, ...]) ->
     )  # fmt: skip
 
 
-def _runs(scale: Scale, shape: tuple[int, int, int], named: dict[str, Callable[..., tuple[Tensor, Tensor]]]) -> dict[str, Run]:
+def _runs(
+    scale: Scale, shape: tuple[int, int, int], named: dict[str, Callable[..., tuple[Tensor, Tensor]]]
+) -> dict[str, Run]:
     ids = _ids(scale, shape)
     return {name: lambda x, w, f=f: f(x, [w], [], ids, 0.0, 0.0)[0] for name, f in named.items()}
 

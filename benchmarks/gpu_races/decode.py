@@ -57,7 +57,8 @@ def gate(scale: Scale) -> Iterator[Check]:
                 )
                 same = all(map(torch.equal, *results)) and torch.equal(alone, results[0][1][one])
                 errors = [float((x.double() - wanted).norm() / wanted.norm()) for x in results[0]]
-                title = f"{tokens} tokens a row, {count} heads of {width} and {key_heads} key heads, {str(dtype).removeprefix('torch.')}"
+                sizes = f"{tokens} tokens a row, {count} heads of {width} and {key_heads} key heads"
+                title = f"{sizes}, {str(dtype).removeprefix('torch.')}"
                 yield Check("decode", title, tuple(errors), (TOLERANCE[dtype],) * len(errors), same)
 
 

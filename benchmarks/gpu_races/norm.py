@@ -117,7 +117,9 @@ def configurations(scale: Scale) -> Iterator[Race]:
         ours = partial(joined, fused, form)
         runs: dict[str, Run] = {"triton": ours}
         for tile in (Tile(1, 4), Tile(1, 16), Tile(2, 8)):
-            runs[f"{tile.rows} row{'s' * (tile.rows > 1)}, {tile.warps} warps"] = Under(partial(instead, TABLE, tile), ours)
+            runs[f"{tile.rows} row{'s' * (tile.rows > 1)}, {tile.warps} warps"] = Under(
+                partial(instead, TABLE, tile), ours
+            )
         yield replace(race, runs=runs)
 
 

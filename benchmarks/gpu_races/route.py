@@ -116,7 +116,9 @@ def chain(logits_TE: Tensor, k: int) -> tuple[Tensor, ...]:
     weight_Tk = weight_Tk / weight_Tk.sum(-1, keepdim=True)
     expert_A = expert_Tk.flatten()
     experts = logits_TE.shape[1]
-    count_E = torch.histc(expert_A.int(), bins=experts, min=0, max=experts - 1)
+    # On a CPU there is none of whole numbers.
+    counted_A = expert_A.float() if expert_A.device.type == "cpu" else expert_A.int()
+    count_E = torch.histc(counted_A, bins=experts, min=0, max=experts - 1)
     return (
         weight_Tk, expert_Tk, torch.argsort(expert_A, stable=True), count_E, count_E.cumsum(0, dtype=torch.int32),
         score_TE.sum(0), logits_TE.logsumexp(-1).square().sum(),
