@@ -173,7 +173,7 @@ class Here:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
 
-    def ask(self, _seconds: float, do: str, **given: Any) -> Iterator[dict[str, Any]]:
+    def ask(self, _seconds: float, do: str, /, **given: Any) -> Iterator[dict[str, Any]]:
         """What a method of `Bench` gives."""
         yield from getattr(self.bench, do)(**given)
 
@@ -200,7 +200,7 @@ class There:
             self.lines.put(line)
         self.lines.put("")
 
-    def ask(self, seconds: float, do: str, **given: Any) -> Iterator[dict[str, Any]]:
+    def ask(self, seconds: float, do: str, /, **given: Any) -> Iterator[dict[str, Any]]:
         """The same. Raises `Gone` where the process ends, or is not done within so many seconds: then it is ended."""
         assert self.process.stdin is not None
         until = time.monotonic() + seconds

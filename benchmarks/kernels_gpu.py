@@ -45,7 +45,7 @@ class Crew:
         self.start = start
         self.worker: Here | There | None = None
 
-    def ask(self, seconds: float, do: str, **given: Any) -> tuple[list[dict[str, Any]], str]:
+    def ask(self, seconds: float, do: str, /, **given: Any) -> tuple[list[dict[str, Any]], str]:
         """What came, and why no more did; empty where all came."""
         found: list[dict[str, Any]] = []
         if self.worker is None:
