@@ -36,13 +36,15 @@ from scale import Scale
 
 STARTING, GATE, GRACE = 180.0, 240.0, 120.0
 """Seconds after which a worker is taken to hang: while it starts, in the gate of an op, and in a race beyond its time."""
+PATIENCE = 20
+"""How many times as long a toy may take: there nothing hangs, but a machine may be busy."""
 
 
 class Crew:
     """Starts workers, and another where one is gone."""
 
-    def __init__(self, start: Callable[[], Here | There]) -> None:
-        self.start = start
+    def __init__(self, start: Callable[[], Here | There], patience: float = 1) -> None:
+        self.start, self.patience = start, patience
         self.worker: Here | There | None = None
 
     def ask(self, seconds: float, do: str, /, **given: Any) -> tuple[list[dict[str, Any]], str]:
@@ -51,7 +53,7 @@ class Crew:
         if self.worker is None:
             self.worker = self.start()
         try:
-            found.extend(self.worker.ask(seconds, do, **given))  # what comes before an error stays
+            found.extend(self.worker.ask(self.patience * seconds, do, **given))  # what comes before an error stays
         except Gone as error:
             self.worker = None
             return found, str(error)
@@ -137,7 +139,7 @@ def main(
     def start() -> Here | There:
         return There(scale, folder) if modules is None else Here(Bench(scale, modules))
 
-    first = Crew(start)
+    first = Crew(start, PATIENCE if scale.toy else 1)
     about, why = first.ask(STARTING, "about")
     if why:
         sys.exit(f"nothing was measured: {why}")

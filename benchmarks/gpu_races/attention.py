@@ -41,7 +41,7 @@ NOISED = StreamRule(2, "noised", "block", hidden=True, begin=1, end=2)
 MASKS = {"documents with images": IMAGE, "with noised copies": NOISED, "causal documents": None}
 
 
-CAUSAL = ("causal, cuDNN", "causal, flash", "causal, FA3")
+CAUSAL, FA3 = ("causal, cuDNN", "causal, flash"), "causal, FA3"
 GOALS = (
     Goal(FORWARD, TIMES, 1.6, 2.5, ("flex",)),
     Goal(FORWARD, PER_FLOP, 0.70, 0.90, CAUSAL),
@@ -129,7 +129,7 @@ def _race(scale: Scale, title: str, count: int, width: int, heads: tuple[int, in
         "triton",
         grad=True,
         flops=4.0 * width * heads[0] * pairs(seen),
-        flops_of=dict.fromkeys(CAUSAL, whole),
+        flops_of=dict.fromkeys((*CAUSAL, FA3), whole),
         bytes=4.0 * count * width * (heads[0] + heads[1]),
         backward=2.5,
         goals=goals,
@@ -181,14 +181,9 @@ def contestants(seen: Visibility, device: str) -> dict[str, Run]:
     if len(seen) <= DENSE_AT_MOST:
         plans["dense"] = lower(seen, device=device, implementation="dense")
     own: dict[str, Run] = {name: lambda q, k, v, plan=plan: attend(q, k, v, plan) for name, plan in plans.items()}
-    causal = dict(
-        zip(
-            CAUSAL,
-            (partial(_causal, SDPBackend.CUDNN_ATTENTION), partial(_causal, SDPBackend.FLASH_ATTENTION), _flash3),
-            strict=True,
-        )
-    )
-    return {**own, **causal}
+    backends = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
+    causal = {name: partial(_causal, backend) for name, backend in zip(CAUSAL, backends, strict=True)}
+    return {**own, **causal, FA3: _flash3}
 
 
 def _causal(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

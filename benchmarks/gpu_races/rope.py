@@ -122,12 +122,14 @@ def _race(scale: Scale, tokens: int, dim: int, normed: bool, goals: tuple[Goal, 
             "transformers": transformers,
         }
 
-    # Every head is read and written once, the angles are read; backward, normed heads are read once more.
+    # Every head is read and written once, and the angles are read. Backward, the gradient of keys is part of that of queries, and
+    # normed heads are read once more.
     moved = 4.0 * tokens * (heads + keys) * HEAD + 4.0 * tokens * HEAD
+    back = moved - 2.0 * tokens * keys * HEAD + (2.0 * tokens * (heads + keys) * HEAD if normed else 0.0)
     title = f"{tokens:,} tokens, {heads} and {keys} heads of {HEAD}{', normed' if normed else ''}"
     return Race(
         "rope", title, partial(inputs, tokens, heads, HEAD, HEAD // 2, normed, scale.dtype, scale.device), runs, "triton",
-        True, bytes=moved, backward=1.5 if normed else 1.0, goals=goals,
+        True, bytes=moved, backward=back / moved, goals=goals,
     )  # fmt: skip
 
 

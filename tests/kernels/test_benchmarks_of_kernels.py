@@ -198,11 +198,12 @@ def test_a_kernel_that_takes_its_process_along_hides_nothing_else(
     folder.joinpath("dies.py").write_text(FAKES.format(gate="pass", race="ctypes.string_at(0)"))
     folder.joinpath("hangs.py").write_text(FAKES.format(gate="time.sleep(600)", race="pass"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
-    monkeypatch.setattr(kernels_gpu, "GATE", 5.0)
+    monkeypatch.setattr(kernels_gpu, "PATIENCE", 1)
+    monkeypatch.setattr(kernels_gpu, "GATE", 10.0)
     with pytest.raises(SystemExit, match=r"1 of 3 checks failed, so nothing was timed of hangs"):
         kernels_gpu.main(["--toy"], folder=str(folder))
     said = capsys.readouterr().out
-    assert "right: hangs, a case" in said and "WRONG: hangs, broke: it hung: no end after 5 s" in said
+    assert "right: hangs, a case" in said and "WRONG: hangs, broke: it hung: no end after 10 s" in said
     assert "| dies | it |  | the whole race | failed: its process ended with status" in said
     assert "| dies | another | forward | triton |" in said
 
