@@ -28,10 +28,8 @@ import triton
 from scale import Scale
 from torch import Tensor
 
-WARM = 3
-"""Rounds that are left out, in which things are compiled and allocated; of toys, `TOY_WARM`."""
-TOY_WARM = 1
-BROKEN = "the process cannot use the GPU any more"
+WARM, TOY_WARM = 3, 0
+"""Rounds that are left out, in which things are compiled and allocated."""
 
 
 class Device:

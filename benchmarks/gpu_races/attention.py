@@ -28,8 +28,8 @@ from mmkit.sequence.lowering import lower
 from mmkit.sequence.positions import Rope
 from mmkit.sequence.visibility import PADDING, Visibility
 
-TOKENS, TOY_TOKENS = (8192, 32768, 16384), (150,)
-SHAPES, TOY_SHAPES = {128: (64, 8), 64: (32, 8)}, {128: (2, 1), 64: (2, 1)}
+TOKENS, TOY_TOKENS = (8192, 32768, 16384), (130,)
+SHAPES, TOY_SHAPES = {128: (64, 8), 64: (32, 8)}, {128: (2, 1)}
 """Query and key heads, by head width."""
 TOLERANCE = {torch.bfloat16: (3e-3, 5e-3), torch.float16: (5e-4, 2e-3)}
 """Relative errors (L2 norm) of outputs and of gradients: the types round every number to 8 or 11 bits."""
@@ -55,7 +55,7 @@ HELD = {"documents with images", "with noised copies"}
 
 def gate(scale: Scale) -> Iterator[Check]:
     """Every dtype, width and mask, with gradients; twice, for the same bits."""
-    device, tokens = scale.device, scale.of(3000, 150)
+    device, tokens = scale.device, scale.of(3000, 130)
     for title, image in MASKS.items():
         seen = packed(tokens, image)
         mask = torch.from_numpy(seen.matrix()).to(device)
@@ -95,12 +95,12 @@ def races(scale: Scale) -> Iterator[Race]:
 def configurations(scale: Scale) -> Iterator[Race]:
     """The longest and the shortest loops, with each kernel's tile as it is and two others."""
     for width, heads in scale.of(SHAPES, TOY_SHAPES).items():
-        race = _race(scale, "with noised copies", scale.of(8192, 150), width, heads, ())
+        race = _race(scale, "with noised copies", scale.of(8192, 130), width, heads, ())
         yield replace(race, runs=partial(_configured, scale, race, width))
 
 
 def _configured(scale: Scale, race: Race, width: int) -> dict[str, Run]:
-    seen = packed(scale.of(8192, 150), NOISED)
+    seen = packed(scale.of(8192, 130), NOISED)
     plan = interval_plan(seen, seen, torch.device(scale.device))
     own = triton.INTERPRETED if scale.toy else triton.tiles(architecture(torch.empty(0, device="cuda")), width)
     tried = {

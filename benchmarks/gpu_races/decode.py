@@ -22,22 +22,23 @@ from mmkit.kernels.decode.triton import split_decode
 from mmkit.kernels.dispatch import load
 from mmkit.kernels.triton_launch import instead
 
-HEADS, KEY_HEADS, WIDTH = 32, 8, 128
+HEADS, TOY_HEADS = (32, 8, 128), (4, 2, 64)
+"""Query and key heads, and their width."""
 SIZES = ((8, 8192), (64, 32768), (1, 32768), (64, 1024), (64, 8192), (8, 32768), (8, 1024), (1, 8192), (1, 1024))
 """Rows and columns."""
-TOY_SIZES = ((1, 200), (3, 200))
+TOY_SIZES = ((1, 100), (3, 100))
 HELD = 64 << 20
 """Bytes of keys and values from which on the goals are held."""
 GOALS = Goal(FORWARD, COPY, 0.80, 0.90), Goal(FORWARD, TIMES, 1.0, None, ("sdpa", "flex"))
 CHECKED = ((32, 8, 128), (6, 2, 64), (7, 1, 80))
-"""Query and key heads, and their width."""
+"""The same, of the gate."""
 TOLERANCE = {torch.bfloat16: 2e-3, torch.float16: 3e-4, torch.float32: 1e-6}
 """Relative errors (L2 norm): one rounding of the output to 8 or 11 bits. float32 is for the interpreter."""
 
 
 def gate(scale: Scale) -> Iterator[Check]:
     """Ragged rows, picked rows, one new token and several, split and unsplit; twice, for the same bits; and a row alone."""
-    device, columns = scale.device, scale.of(3000, 200)
+    device, columns = scale.device, scale.of(3000, 100)
     for count, key_heads, width in scale.of(CHECKED, CHECKED[1:]):
         for dtype in scale.dtypes((torch.bfloat16, torch.float16)):
             for tokens in scale.of((1, 5, 40), (1, 7)):
@@ -90,23 +91,24 @@ def configurations(scale: Scale) -> Iterator[Race]:
 
 
 def _race(scale: Scale, rows: int, columns: int, graph: bool) -> Race:
-    seen = int(_ends(rows, columns, "cpu")[0].sum())
+    seen, (heads, key_heads, width) = int(_ends(rows, columns, "cpu")[0].sum()), scale.of(HEADS, TOY_HEADS)
 
     def inputs() -> list[Tensor]:
-        return [torch.randn(rows, 1, HEADS, WIDTH, device=scale.device, dtype=scale.dtype)]
+        return [torch.randn(rows, 1, heads, width, device=scale.device, dtype=scale.dtype)]
 
     def runs() -> dict[str, Run]:
         own = contestants(scale, rows, columns)
         return {name: scale.graphed(run) for name, run in own.items()} if graph else own
 
     title = f"{rows} row{'s' * (rows > 1)} of at most {columns:,} columns" + (", CUDA graph" if graph else "")
-    least = 2.0 * 2 * seen * KEY_HEADS * WIDTH
-    return Race("decode", title, inputs, runs, "triton", flops=4.0 * seen * HEADS * WIDTH, bytes=least)
+    least = 2.0 * 2 * seen * key_heads * width
+    return Race("decode", title, inputs, runs, "triton", flops=4.0 * seen * heads * width, bytes=least)
 
 
 def contestants(scale: Scale, rows: int, columns: int) -> dict[str, Run]:
     """Each implementation as a function of the queries."""
-    shape = (rows, KEY_HEADS, columns, WIDTH)
+    _, key_heads, width = scale.of(HEADS, TOY_HEADS)
+    shape = (rows, key_heads, columns, width)
     k, v = (torch.randn(shape, device=scale.device, dtype=scale.dtype) for _ in "kv")
     end, mask = _ends(rows, columns, scale.device)
     mask = mask if rows > 1 else None

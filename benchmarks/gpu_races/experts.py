@@ -41,7 +41,7 @@ def gate(scale: Scale) -> Iterator[Check]:
     """Loads of several kinds in every dtype, tiles of every height, with gradients; twice, for the same bits."""
     device, shape = scale.device, scale.of(CHECKED, TOY_CHECKED)
     # Fewer tokens take lower tiles.
-    for tokens in (shape.tokens, shape.tokens // 6, 3):
+    for tokens in scale.of((shape.tokens, shape.tokens // 6, 3), (shape.tokens,)):
         for title, kind in LOADS.items():
             # Every dtype and height is compiled anew, so lower tiles are checked in one.
             for dtype in scale.dtypes(TOLERANCE)[: None if tokens == shape.tokens else 1]:
