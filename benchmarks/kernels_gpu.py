@@ -124,20 +124,21 @@ def parsed(arguments: Sequence[str] | None, ops: Sequence[str]) -> argparse.Name
 def main(
     arguments: Sequence[str] | None = None,
     modules: Mapping[str, Callable[[], Any]] | None = None,
-    folder: str = "gpu_races",
+    folder: str = "",
 ) -> None:
-    """Gates, then figures, of the ops of `modules`, in this process, or else of a folder, in others."""
+    """Gates, then figures, of the ops of `modules`, or of a folder (by default ``gpu_races``).
+
+    Those of a folder run in other processes; toys, and `modules`, in this one, unless a folder is named.
+    """
     begun = time.monotonic()
-    ops = [*(races.ops(folder) if modules is None else modules)]
-    options = parsed(arguments, ops)
+    modules = races.ops(folder or "gpu_races") if modules is None else modules
+    options = parsed(arguments, [*modules])
     scale = Scale(options.toy)
     if not scale.toy and not torch.cuda.is_available():
         sys.exit("no GPU that torch can use: nothing was measured")
-    if scale.toy and modules is None and folder == "gpu_races" and os.environ.get("TRITON_INTERPRET") != "1":
-        sys.exit("toys run in Triton's interpreter: set TRITON_INTERPRET=1")
 
     def start() -> Here | There:
-        return There(scale, folder) if modules is None else Here(Bench(scale, modules))
+        return Here(Bench(scale, modules)) if scale.toy and not folder else There(scale, folder or "gpu_races")
 
     first = Crew(start, PATIENCE if scale.toy else 1)
     about, why = first.ask(STARTING, "about")
@@ -155,8 +156,7 @@ def main(
         if options.json:
             options.json.write_text(json.dumps(report, indent=2) + "\n")
 
-    alone = scale.toy or modules is not None
-    crews = [first, *(Crew(start) for _ in options.op[1:] if not alone)]
+    crews = [first, *(Crew(start) for _ in options.op[1:] if not scale.toy)]
     gates(options.op, crews, keep, checks)
     for crew in crews[1:]:
         crew.close()  # whose memory the races want
@@ -207,4 +207,6 @@ def main(
 
 
 if __name__ == "__main__":
+    if "--toy" in sys.argv and os.environ.get("TRITON_INTERPRET") != "1":
+        sys.exit("toys run in Triton's interpreter: set TRITON_INTERPRET=1")
     main()

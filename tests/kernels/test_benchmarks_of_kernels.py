@@ -187,25 +187,39 @@ def races(scale):
 """
 
 
-def test_a_kernel_that_takes_its_process_along_hides_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In processes of their own, as on a GPU: one that dies, one that hangs."""
-    import kernels_gpu
-
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of ops for processes of their own: one whose race ends its process, one whose gate does, one that hangs."""
     folder = tmp_path / "fakes"
     folder.mkdir()
-    folder.joinpath("dies.py").write_text(FAKES.format(gate="pass", race="ctypes.string_at(0)"))
-    folder.joinpath("hangs.py").write_text(FAKES.format(gate="time.sleep(600)", race="pass"))
+    dies = "ctypes.string_at(0)"
+    for name, gate, race in (("dies", "pass", dies), ("ends", dies, "pass"), ("hangs", "time.sleep(600)", "pass")):
+        folder.joinpath(f"{name}.py").write_text(FAKES.format(gate=gate, race=race))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
-    monkeypatch.setattr(kernels_gpu, "PATIENCE", 1)
-    monkeypatch.setattr(kernels_gpu, "GATE", 10.0)
-    with pytest.raises(SystemExit, match=r"1 of 3 checks failed, so nothing was timed of hangs"):
-        kernels_gpu.main(["--toy"], folder=str(folder))
+    return folder
+
+
+def test_a_kernel_that_takes_its_process_along_hides_nothing_else(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import kernels_gpu
+
+    with pytest.raises(SystemExit, match=r"1 of 3 checks failed, so nothing was timed of ends"):
+        kernels_gpu.main(["--toy", "--op", "dies", "ends"], folder=str(fakes))
     said = capsys.readouterr().out
-    assert "right: hangs, a case" in said and "WRONG: hangs, broke: it hung: no end after 10 s" in said
+    assert "right: ends, a case" in said and "WRONG: ends, broke: its process ended with status" in said
     assert "| dies | it |  | the whole race | failed: its process ended with status" in said
     assert "| dies | another | forward | triton |" in said
+
+
+def test_a_worker_that_hangs_is_ended(fakes: Path) -> None:
+    from gpu_worker import Gone, There
+    from scale import Scale
+
+    worker = There(Scale(toy=True), str(fakes))
+    with pytest.raises(Gone, match="it hung: no end after 1 s"):
+        [*worker.ask(1.0, "gate", op="hangs")]
+    assert worker.process.poll() is not None
 
 
 def test_the_cpu_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,35 +232,39 @@ def test_the_cpu_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert len(json.loads(path.read_text())["races"]) == 2
 
 
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """All there is, at toy size, in Triton's interpreter: gates, races, and what else could be compiled."""
-    path = tmp_path_factory.mktemp("toys") / "found.json"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(FOLDER / "kernels_gpu.py"), "--toy", "--rounds", "1", "--json", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads(path.read_text()), done.stdout
-
-
 ABSENT = {"liger", "liger, mean", "causal, FA3", "causal, cuDNN"}
-"""Contestants that no CPU runs, by name; and flex, where a gradient is wanted."""
+"""Contestants that no CPU runs, by name; so is flex, where a gradient is wanted."""
 RACED = {path.stem for path in FOLDER.joinpath("gpu_races").glob("*.py")}
+REST = ("norm", "rope", "route", "nearest_code")
 
 
-@pytest.mark.parametrize("op", sorted(RACED))
-def test_toys(toys: tuple[dict[str, Any], str], op: str) -> None:
-    """Every op's gate is right, every race has figures of mmkit's kernel, and only those fail that must."""
-    found, _ = toys
-    checks = [check for check in found["gate"] if check["op"] == op]
-    assert checks and all(check["right"] for check in checks)
-    races = [race for race in found["races"] if race["op"] == op]
-    assert races
-    for race in races:
-        assert race["passes"] and race["passes"]["forward"][0]["name"] == "triton"
-        allowed = ABSENT | ({"flex"} if op == "attention" else set())
-        assert race["failed"].keys() <= allowed, race["failed"]
-    assert any(race["goals"] for race in races)
+@pytest.mark.parametrize(
+    ("ops", "more"),
+    [
+        (("attention",), ()),
+        (("experts",), ()),
+        (("decode", "cross_entropy"), ()),
+        (REST, ()),
+        (("route", "nearest_code"), ("--configurations",)),
+        pytest.param((*sorted(RACED - {"route", "nearest_code"}),), ("--configurations",), marks=pytest.mark.slow),
+    ],
+    ids=lambda given: " ".join(given) or "races",
+)
+def test_toys(tmp_path: Path, ops: tuple[str, ...], more: tuple[str, ...]) -> None:
+    """In Triton's interpreter every gate is right, every race has figures of mmkit's kernel, and only those fail that must."""
+    path = tmp_path / "found.json"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(FOLDER / "kernels_gpu.py"), "--toy", "--rounds", "1", "--op", *ops, *more]
+    done = subprocess.run([*command, "--json", str(path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(path.read_text())
+    assert found["toy"] and all(check["right"] for check in found["gate"])
+    assert {check["op"] for check in found["gate"]} == {race["op"] for race in found["races"]} == {*ops}
+    for race in found["races"]:
+        assert race["passes"]["forward"][0]["name"] == "triton"
+        allowed = ABSENT | ({"flex"} if race["op"] == "attention" else set())
+        assert race["failed"].keys() <= (allowed if not more else set()), race["failed"]
+    assert bool(found["goals"]) == (not more)
 
 
 def test_every_race_is_of_its_modules_op() -> None:
@@ -254,7 +272,7 @@ def test_every_race_is_of_its_modules_op() -> None:
 
     from mmkit.registry import OPS
 
-    assert races.ops("gpu_races").keys() <= {*OPS} and races.ops("cpu_races").keys() <= {*OPS}
+    assert RACED == races.ops("gpu_races").keys() <= {*OPS} and races.ops("cpu_races").keys() <= {*OPS}
 
 
 def test_predictions_are_what_the_arithmetic_gives() -> None:
