@@ -232,6 +232,21 @@ def test_the_cpu_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert len(json.loads(path.read_text())["races"]) == 2
 
 
+def test_what_is_tried_instead_is_found_in_every_thread_and_in_its_own_table_only() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from mmkit.kernels.triton_launch import entry, instead
+
+    table, other, x = {(80, 64): "a"}, {(80, 64): "b"}, torch.empty(0)
+    with ThreadPoolExecutor(1) as pool, instead(table, "tried"):
+        assert pool.submit(entry, table, x, "here", 64).result() == "tried"
+        assert entry(other, x, "here", 64) == "here"
+        with instead(table, "inside"):
+            assert entry(table, x, "here", 64) == "inside"
+        assert entry(table, x, "here", 64) == "tried"
+    assert entry(table, x, "here", 64) == "here"
+
+
 ABSENT = {"liger", "liger, mean", "causal, FA3", "causal, cuDNN"}
 """Contestants that no CPU runs, by name; so is flex, where a gradient is wanted."""
 RACED = {path.stem for path in FOLDER.joinpath("gpu_races").glob("*.py")}
