@@ -250,7 +250,6 @@ def test_what_is_tried_instead_is_found_in_every_thread_and_in_its_own_table_onl
 ABSENT = {"liger", "liger, mean", "causal, FA3", "causal, cuDNN"}
 """Contestants that no CPU runs, by name; so is flex, where a gradient is wanted."""
 RACED = {path.stem for path in FOLDER.joinpath("gpu_races").glob("*.py")}
-REST = ("norm", "rope", "route", "nearest_code")
 
 
 @pytest.mark.parametrize(
@@ -258,8 +257,9 @@ REST = ("norm", "rope", "route", "nearest_code")
     [
         (("attention",), ()),
         (("experts",), ()),
-        (("decode", "cross_entropy"), ()),
-        (REST, ()),
+        pytest.param(("decode", "cross_entropy"), (), marks=pytest.mark.slow),
+        pytest.param(("norm", "rope"), (), marks=pytest.mark.slow),
+        (("route", "nearest_code"), ()),
         (("route", "nearest_code"), ("--configurations",)),
         pytest.param((*sorted(RACED - {"route", "nearest_code"}),), ("--configurations",), marks=pytest.mark.slow),
     ],
