@@ -130,7 +130,8 @@ class Bench:
         }  # fmt: skip
         del outcome
         # What was compiled for one race counts against the next: after a few shapes a function is compiled for any.
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # slow to import
+            torch.compiler.reset()
         self._free()
 
     def _races(self, op: str, configurations: bool) -> list[races.Race]:
