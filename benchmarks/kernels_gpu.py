@@ -1,209 +1,212 @@
-"""Triton kernels on a GPU, each beside its peers in one process: first whether they are right, then how fast they are.
+"""Triton kernels on a GPU, each beside its peers on the same machine: first whether they are right, then how fast they are.
 
-    python benchmarks/kernels_gpu.py [--op attention norm] [--rounds 20] [--minutes 8] [--json results.json]
+    PYTHONPATH=. python benchmarks/kernels_gpu.py [--op attention norm] [--minutes 8] [--json results.json]
+    TRITON_INTERPRET=1 PYTHONPATH=. python benchmarks/kernels_gpu.py --toy
 
-What is checked and raced is in `gpu_races`, one module an op. First come the gates of all ops, which compare outputs and
-gradients with the plain statement in float64; an op whose gate fails, or breaks, is not timed, and the exit status is 1. Then
-every round times each contestant once, in turn, on fresh inputs with the cache emptied; figures are medians with their
-quartiles, ratios are taken within a round. TFLOP/s and GB/s count the least work of a pass; shares are of what one large
-product and one large copy reach here, measured first. Making masks, plans and inputs is not timed. Each op has an equal share
-of the minutes that are left when its turn comes; what is cut short or left out is said. Prints Markdown; ``--json`` keeps the
-figures with the device, driver and versions. Without a GPU it says so and ends.
+What is checked and raced is in `gpu_races`, one module an op. First come the gates of all ops at the same time, which compare
+outputs and gradients with the plain statement in float64; an op whose gate fails, breaks or hangs is not timed, and the exit
+status is 1. Then every round times each contestant once, in turn, on fresh inputs that no cache holds; figures are medians with
+their quartiles, ratios are taken within a round. TFLOP/s and GB/s count the least work of a pass; shares are of what one large
+product and one large copy reach here, measured first. Making masks, plans and inputs is not timed. Races that are held to goals
+come first, the others follow while there is time; a table of the goals ends the report, beside what was predicted
+(`results/README.md`). ``--configurations`` races each kernel with itself otherwise compiled instead. Prints Markdown; ``--json``
+keeps the figures with the device, driver and versions. Without a GPU it says so and ends; ``--toy`` tries the whole program on a
+CPU, at sizes that mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import statistics
-import subprocess
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gpu_tables as tables
+import predictions
 import races
 import torch
-import triton
-from torch import Tensor
+from gpu_worker import Bench, Gone, Here, There
+from scale import Scale
 
-WARM = 3
-"""Rounds that are left out, in which things are compiled and allocated."""
-HEADER = "| case | pass | who | ms (quartiles) | TFLOP/s | of a product | GB/s | of a copy | times as long as mmkit (quartiles) |"
-
-
-class Device:
-    """Where kernels run and how time is told there. On the CPU nothing is worth measuring: it is for trying this program."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.gpu = name, name == "cuda"
-        self.spare = torch.empty(128 << 20 if self.gpu else 1, dtype=torch.int8, device=name)
-
-    def seconds(self, run: Callable[[], Any]) -> float:
-        """Of one run, by the GPU's own clock, with its cache emptied before."""
-        self.spare.zero_()
-        if not self.gpu:
-            begun = time.perf_counter()
-            run()
-            return time.perf_counter() - begun
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        stop.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(stop) / 1e3
-
-    def clock(self, run: races.Run, tensors: list[Tensor], grad: bool) -> dict[str, float]:
-        """Seconds forward, and backward where that is wanted."""
-        if not grad:
-            with torch.no_grad():
-                return {races.FORWARD: self.seconds(lambda: run(*tensors))}
-        out: list[Tensor] = []
-        forward = self.seconds(lambda: out.append(races.first(run(*tensors))))
-        wanted, direction = races.leaves(tensors), torch.randn_like(out[0])
-        return {
-            races.FORWARD: forward,
-            races.BACKWARD: self.seconds(lambda: torch.autograd.grad(out[0], wanted, direction)),
-        }
-
-    def ceilings(self) -> dict[str, float]:
-        """What is reached here: FLOP/s of one large bfloat16 product, bytes/s of a copy (read and write)."""
-        side, size = (8192, 1 << 30) if self.gpu else (64, 1 << 10)
-        a, b = (torch.randn(side, side, device=self.name, dtype=torch.bfloat16) for _ in range(2))
-        x = torch.empty(size, dtype=torch.int8, device=self.name)
-        product = statistics.median(self.seconds(lambda: a @ b) for _ in range(20))
-        copy = statistics.median(self.seconds(lambda: x.clone()) for _ in range(20))
-        return {"flops": 2 * side**3 / product, "bytes": 2 * size / copy}
-
-    def about(self) -> dict[str, str]:
-        """The machine and the versions."""
-        driver = ""
-        if self.gpu:
-            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
-        name = torch.cuda.get_device_name() if self.gpu else self.name
-        return {"device": name, "driver": driver, "torch": torch.__version__, "triton": triton.__version__}
+STARTING, GATE, GRACE = 180.0, 240.0, 120.0
+"""Seconds after which a worker is taken to hang: while it starts, in the gate of an op, and in a race beyond its time."""
+PATIENCE = 20
+"""How many times as long a toy may take: there nothing hangs, but a machine may be busy."""
 
 
-def gate(op: str, module: Callable[[], Any]) -> list[dict[str, Any]]:
-    """The checks of an op, printed as they end. One that raises ends them, and is wrong."""
-    found: list[dict[str, Any]] = []
+class Crew:
+    """Starts workers, and another where one is gone."""
 
-    def say(title: str, right: bool, fact: str, **more: Any) -> None:
-        found.append({"op": op, "title": title, "right": right, **more})
-        print(f"- {'right' if right else 'WRONG'}: {op}, {title}: {fact}", flush=True)
+    def __init__(self, start: Callable[[], Here | There], patience: float = 1) -> None:
+        self.start, self.patience = start, patience
+        self.worker: Here | There | None = None
 
-    try:
-        for check in module().gate():
-            errors = ", ".join(f"{e:.1e} (of {b:.0e})" for e, b in zip(check.errors, check.bounds, strict=True))
-            bits = "" if check.same_bits else "; a second run gave other bits"
-            say(check.title, check.right, f"{errors}{bits}", errors=check.errors, bounds=check.bounds)
-    except Exception as error:  # one op that breaks must not hide what the others do
-        say("broke", False, f"{type(error).__name__}: {error}")
-    if not found:
-        say("nothing checked", False, "it has no check, so its kernels are not known to be right")
-    return found
+    def ask(self, seconds: float, do: str, /, **given: Any) -> tuple[list[dict[str, Any]], str]:
+        """What came, and why no more did; empty where all came."""
+        found: list[dict[str, Any]] = []
+        if self.worker is None:
+            self.worker = self.start()
+        try:
+            found.extend(self.worker.ask(self.patience * seconds, do, **given))  # what comes before an error stays
+        except Gone as error:
+            self.worker = None
+            return found, str(error)
+        except Exception as error:  # of modules in this process
+            return found, races.said(error)
+        return found, ""
 
-
-def made(op: str, module: Callable[[], Any], notes: list[str]) -> Iterator[races.Race | None]:
-    """The races of an op. Where making one raises, a note says so, and None ends them."""
-    try:
-        yield from module().races()
-    except Exception as error:  # one op that breaks must not hide what the others do
-        notes.append(f"{op}: its races broke: {type(error).__name__}: {error}")
-        yield None
-
-
-def table(outcome: races.Outcome, ceilings: Mapping[str, float]) -> list[str]:
-    """The rows of one race."""
-    found, race = [], outcome.race
-
-    def rate(value: float, unit: float, ceiling: float) -> str:
-        return f"{value / unit:,.0f} | {100 * value / ceiling:.0f} %" if value else "- | -"
-
-    for which, results in outcome.passes.items():
-        for each in results:
-            low, middle, high = (x * 1e3 for x in each.seconds)
-            less, ratio, more = each.ratio
-            cells = [race.title, which, each.name, f"{middle:.3f} ({low:.3f} to {high:.3f})"]
-            cells += [rate(each.flops, 1e12, ceilings["flops"]), rate(each.bytes, 1e9, ceilings["bytes"])]
-            found.append(
-                "| "
-                + " | ".join([*cells, "-" if each.name == race.ours else f"{ratio:.2f}x ({less:.2f} to {more:.2f})"])
-                + " |"
-            )
-    found += [f"| {race.title} | | {name} | failed: {why} | | | | | |" for name, why in outcome.failed.items()]
-    if outcome.passes and outcome.rounds < outcome.wanted:
-        found.append(f"| {race.title} | | | cut short after {outcome.rounds} of {outcome.wanted} rounds | | | | | |")
-    return found
+    def close(self) -> None:
+        """End the worker."""
+        if self.worker:
+            self.worker.close()
+            self.worker = None
 
 
-def main(arguments: Sequence[str] | None = None, modules: Mapping[str, Callable[[], Any]] | None = None) -> None:
-    """Gates, then figures, of the ops of `modules` (None: all there are)."""
-    begun = time.monotonic()
-    modules = races.ops("gpu_races") if modules is None else modules
+def gates(ops: Sequence[str], crews: Sequence[Crew], keep: Callable[[], None], into: list[dict[str, Any]]) -> None:
+    """The checks of all ops, each crew taking one op after the other; printed op by op."""
+    free = list(crews)
+
+    def one(op: str) -> tuple[list[dict[str, Any]], str]:
+        crew = free.pop()
+        try:
+            return crew.ask(GATE, "gate", op=op)
+        finally:
+            free.append(crew)
+
+    with ThreadPoolExecutor(len(crews)) as pool:
+        for op, (checks, why) in zip(ops, pool.map(one, ops), strict=True):
+            if why:
+                checks.append({"title": "broke", "right": False, "fact": why})
+            elif not checks:
+                fact = "it has no check, so its kernels are not known to be right"
+                checks.append({"title": "nothing checked", "right": False, "fact": fact})
+            into += [{"op": op, **check} for check in checks]
+            print(*(tables.check(op, check) for check in checks), sep="\n", flush=True)
+            keep()
+
+
+def in_order(listed: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, int]]:
+    """Races as they are run: those with goals first, and of each kind the first of every op, then the second, and so on."""
+    places = [
+        [(op, place) for place, race in enumerate(found) if bool(race["goals"]) == held]
+        for held in (True, False)
+        for op, found in listed.items()
+    ]
+    half = len(listed)
+    turns = [*itertools.zip_longest(*places[:half]), *itertools.zip_longest(*places[half:])]
+    return [each for turn in turns for each in turn if each is not None]
+
+
+def parsed(arguments: Sequence[str] | None, ops: Sequence[str]) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", nargs="+", choices=[*modules], default=[*modules], help="these ops only")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--op", nargs="+", choices=ops, default=list(ops), help="these ops only")
+    parser.add_argument("--rounds", type=int, help="20; of toys 2")
     parser.add_argument("--minutes", type=float, default=8, help="for everything, gates included")
-    parser.add_argument("--seconds", type=float, default=15, help="after so many a race begins no new round")
+    parser.add_argument("--seconds", type=float, default=10, help="after so many a race begins no new round")
     parser.add_argument("--without", nargs="+", default=[], help="leave these contestants out")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="the CPU only to try this program")
+    parser.add_argument("--configurations", action="store_true", help="race each kernel with itself otherwise compiled")
+    parser.add_argument(
+        "--toy", action="store_true", help="tiny sizes on the CPU, in Triton's interpreter: to try this"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
+    options.rounds = options.rounds or (2 if options.toy else 20)
+    return options
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    modules: Mapping[str, Callable[[], Any]] | None = None,
+    folder: str = "",
+) -> None:
+    """Gates, then figures, of the ops of `modules`, or of a folder (by default ``gpu_races``).
+
+    Those of a folder run in other processes; toys, and `modules`, in this one, unless a folder is named.
+    """
+    begun = time.monotonic()
+    modules = races.ops(folder or "gpu_races") if modules is None else modules
+    options = parsed(arguments, [*modules])
+    scale = Scale(options.toy)
+    if not scale.toy and not torch.cuda.is_available():
         sys.exit("no GPU that torch can use: nothing was measured")
-    torch.manual_seed(0)
-    device = Device(options.device)
-    ceilings, checks, found = device.ceilings(), [], []
+
+    def start() -> Here | There:
+        return Here(Bench(scale, modules)) if scale.toy and not folder else There(scale, folder or "gpu_races")
+
+    first = Crew(start, PATIENCE if scale.toy else 1)
+    about, why = first.ask(STARTING, "about")
+    if why:
+        sys.exit(f"nothing was measured: {why}")
+    checks: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    goals: list[dict[str, Any]] = []
     notes: list[str] = []
-    report: dict[str, Any] = {**device.about(), "ceilings": ceilings, "gate": checks, "races": found, "notes": notes}
-    print(", ".join(f"{k} {v}" for k, v in device.about().items() if v), end="; ")
-    print(f"a product {ceilings['flops'] / 1e12:,.0f} TFLOP/s, a copy {ceilings['bytes'] / 1e9:,.0f} GB/s\n")
+    report = {"toy": scale.toy, **about[0], "gate": checks, "races": found, "goals": goals, "notes": notes}
+    guesses = {} if scale.toy or options.configurations else predictions.of(about[0]["device"])
+    print(*tables.heading(report), sep="\n", flush=True)
 
     def keep() -> None:
         if options.json:
             options.json.write_text(json.dumps(report, indent=2) + "\n")
 
-    for op in options.op:
-        checks += gate(op, modules[op])
-        keep()
-    wrong = [check for check in checks if not check["right"]]
-    red = {check["op"] for check in wrong}
-    green = [op for op in options.op if op not in red]
+    crews = [first, *(Crew(start) for _ in options.op[1:] if not scale.toy)]
+    gates(options.op, crews, keep, checks)
+    for crew in crews[1:]:
+        crew.close()  # whose memory the races want
+    red = {check["op"] for check in checks if not check["right"]}
+    listed: dict[str, list[dict[str, Any]]] = {}
     broken = 0
-    for place, op in enumerate(green):
-        now = time.monotonic()
-        until = now + max(0.0, begun + 60 * options.minutes - now) / (len(green) - place)
-        print(f"\n## {op}\n\n{HEADER}\n|{'---|' * 9}", flush=True)
-        for race in made(op, modules[op], notes):
-            if race is None:
-                broken += 1
-                continue
-            left = until - time.monotonic()
-            if left <= 0:
-                notes.append(f"{op}: no time was left for {race.title!r} and what comes after it")
-                break
-            outcome = races.run(
-                race, device.clock, rounds=options.rounds, warm=WARM,
-                seconds=min(options.seconds, left), without=options.without,
-            )  # fmt: skip
-            print(*table(outcome, ceilings), sep="\n", flush=True)
-            broken += race.ours in outcome.failed
-            found.append({
-                "op": op, "case": race.title, "ours": race.ours, "rounds": outcome.rounds, "failed": outcome.failed,
-                "passes": {which: [asdict(each) for each in results] for which, results in outcome.passes.items()},
-            })  # fmt: skip
-            keep()
-    print(*(["", *notes] if notes else []), sep="\n")
+    for op in options.op:
+        if op in red:
+            continue
+        listed[op], why = first.ask(STARTING, "races", op=op, configurations=options.configurations)
+        if why:
+            notes.append(f"{op}: its races broke: {why}")
+            broken += 1
+    print(*tables.HEADER, sep="\n", flush=True)
+    left_out: list[str] = []
+    for op, place in in_order(listed):
+        left = begun + 60 * options.minutes - time.monotonic()
+        listing = listed[op][place]
+        if left <= 0:
+            left_out.append(f"{op}, {listing['case']}")
+            goals += listing["goals"]
+            continue
+        seconds = min(options.seconds, left)
+        items, why = first.ask(
+            seconds + GRACE, "race", op=op, configurations=options.configurations, place=place,
+            copy=about[0]["ceilings"]["bytes"], rounds=options.rounds, seconds=seconds, without=options.without,
+        )  # fmt: skip
+        race = items[0] if items else {**listing, "op": op, "ours": "", "rounds": 0, "wanted": options.rounds,
+                                       "failed": {"the whole race": why}, "passes": {}}  # fmt: skip
+        if items and why:
+            notes.append(f"after {op}, {listing['case']}: {why}")
+        race["predicted_ms"] = guesses.get(op, {}).get(race["case"], {})
+        broken += not race["passes"]
+        found.append(race)
+        goals += race["goals"]
+        print(*tables.rows(race, about[0]["ceilings"]), sep="\n", flush=True)
+        keep()
+    first.close()
+    if left_out:
+        notes.append(f"no time was left for {len(left_out)} races: {'; '.join(left_out)}")
+    print(*tables.ending(goals, found, notes), sep="\n", flush=True)
     keep()
-    if wrong:
-        sys.exit(f"{len(wrong)} of {len(checks)} checks failed, so nothing was timed of {', '.join(sorted(red))}")
+    if red:
+        wrong = sum(not check["right"] for check in checks)
+        sys.exit(f"{wrong} of {len(checks)} checks failed, so nothing was timed of {', '.join(sorted(red))}")
     if broken:
         sys.exit(f"mmkit's own kernel failed in {broken} of the races")
 
 
 if __name__ == "__main__":
+    if "--toy" in sys.argv and os.environ.get("TRITON_INTERPRET") != "1":
+        sys.exit("toys run in Triton's interpreter: set TRITON_INTERPRET=1")
     main()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mmkit.kernels.dispatch import using
+from mmkit.kernels.dispatch import load
 from mmkit.kernels.experts import experts
 
 Run = Callable[..., Tensor]
@@ -60,16 +60,14 @@ class Shape:
 
 
 def own(name: str) -> Run:
-    """mmkit's op by an implementation; ``auto`` is its own choice."""
+    """mmkit's op by an implementation, wherever it runs; ``auto`` is its own choice."""
+    op = experts if name == "auto" else load("experts", name)
 
     def run(x_TD: Tensor, up: Tensor, down: Tensor, expert_Tk: Tensor, weight_Tk: Tensor) -> Tensor:
         expert_A = expert_Tk.flatten()
         order_A = torch.argsort(expert_A, stable=True)
         load_E = torch.bincount(expert_A, minlength=len(up))
-        with using({"experts": name}):
-            return experts(
-                x_TD, up, down, order_A // expert_Tk.shape[1], weight_Tk.flatten()[order_A], load_E, "swiglu"
-            )  # fmt: skip
+        return op(x_TD, up, down, order_A // expert_Tk.shape[1], weight_Tk.flatten()[order_A], load_E, "swiglu")
 
     return run
 
@@ -95,12 +93,8 @@ def transformers(eager: bool) -> Run:
     return run
 
 
-def liger() -> dict[str, Run]:
+def liger(x_TD: Tensor, up: Tensor, down: Tensor, expert_Tk: Tensor, weight_Tk: Tensor) -> Tensor:
     """Liger's fused experts, where it is installed and has them."""
-    try:
-        from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
-    except ImportError:
-        return {}
-    return {
-        "liger": lambda x, up, down, expert, weight: LigerFusedMoEFunction.apply(x, up, down, expert.int(), weight)
-    }  # fmt: skip
+    from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
+
+    return LigerFusedMoEFunction.apply(x_TD, up, down, expert_Tk.int(), weight_Tk)

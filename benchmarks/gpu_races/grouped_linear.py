@@ -4,9 +4,11 @@ own layers, one product after the other, and beside torch's grouped product, for
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
-from races import Check, Race
+from races import Check, Race, compared
+from scale import Scale
 from torch import Tensor
 from towers import Run, Shape
 
@@ -20,54 +22,47 @@ SHAPES = (
     Shape((8, 8), 2048, 6144),
 )
 """Queries, keys and values of two towers, what leads out of attention, a smaller model, and a few tokens."""
+TOY = Shape((40, 24), 64, 96)
 TOLERANCE = {torch.bfloat16: (4e-3, 6e-3), torch.float16: (5e-4, 1e-3)}
 """Relative errors (L2 norm) of outputs and of gradients: the types round every number to 8 or 11 bits."""
 
 
-def gate(device: str = "cuda", tokens: int = 1500, dim: int = 512, out: int = 352) -> Iterator[Check]:
-    """A stack and separate matrices, with biases; an empty group, one for all, few rows; twice, for the same bits."""
+def gate(scale: Scale) -> Iterator[Check]:
+    """A stack and separate matrices, with biases; an empty group, one for all, few rows."""
+    tokens, dim, out = scale.of((1500, 512, 352), (60, 64, 32))
     for load in ([tokens // 3, 0, tokens - tokens // 3], [0, tokens, 0], [1, 2, 0]):
-        for dtype, bounds in TOLERANCE.items():
+        load_G = torch.tensor(load, device=scale.device)
+
+        for dtype in scale.dtypes(TOLERANCE):
             for separate in (False, True):
-                x = torch.randn(sum(load), dim, device=device, dtype=dtype, requires_grad=True)
-                each = [torch.randn(out, dim, device=device, dtype=dtype).div_(20) for _ in load]
+                made = (torch.randn(*s, device=scale.device, dtype=dtype) for s in ((sum(load), dim), (3, out)))
+                each = [torch.randn(out, dim, device=scale.device, dtype=dtype).div_(20) for _ in load]
                 matrices = each if separate else [torch.stack(each)]
-                bias = torch.randn(3, out, device=device, dtype=dtype, requires_grad=True)
-                factors = [x, bias, *(w.requires_grad_() for w in matrices)]
+                factors = [x.requires_grad_() for x in (*made, *matrices)]
                 title = f"{'separate' if separate else 'stacked'}, {load}, {str(dtype).removeprefix('torch.')}"
-                yield _check(title, factors, torch.tensor(load, device=device), bounds)
+                runs = _by(triton.grouped_linear, load_G), _by(grouped_linear, load_G)
+                yield compared("grouped_linear", title, factors, TOLERANCE[dtype], *runs)
 
 
-def _check(title: str, factors: list[Tensor], load_G: Tensor, bounds: tuple[float, float]) -> Check:
-    def by(function: Run) -> Run:
-        return lambda x, bias, *own: function(x, own[0] if own[0].ndim == 3 else own, load_G, bias)
-
-    wide = [x.detach().double().requires_grad_() for x in factors]
-    exact = by(grouped_linear)(*wide)
-    direction = torch.randn_like(exact).to(factors[0].dtype)
-    wanted = [exact.detach(), *torch.autograd.grad(exact, wide, direction.double())]
-    results = []
-    for _ in range(2):
-        made = by(triton.grouped_linear)(*factors)
-        results.append([made.detach(), *torch.autograd.grad(made, factors, direction)])
-    return Check(
-        "grouped_linear", title,
-        tuple(float((a.double() - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(results[0], wanted, strict=True)),
-        (bounds[0], *[bounds[1]] * len(factors)),
-        all(torch.equal(a, b) for a, b in zip(*results, strict=True)),
-    )  # fmt: skip
+def _by(function: Run, load_G: Tensor) -> Run:
+    """The op on matrices one after the other, the first of which may be a stack of all, behind their biases."""
+    return lambda x, bias, *own: function(x, own[0] if own[0].ndim == 3 else own, load_G, bias)
 
 
-def races(device: str = "cuda", shapes: tuple[Shape, ...] = SHAPES) -> Iterator[Race]:
-    """Projections of two towers in bfloat16, forward alone and with the backward pass."""
-    for shape in shapes:
-        runs = {
-            "triton": shape.own("triton", device),
-            "tower by tower": shape.by_tower,
-            "stack, grouped": shape.stacked(device),
-        }
+def races(scale: Scale) -> Iterator[Race]:
+    """Projections of two towers, forward alone and with the backward pass."""
+    for shape in scale.of(SHAPES, (TOY,)):
         for grad in (False, True):
             yield Race(
-                "grouped_linear", str(shape), lambda shape=shape, grad=grad: shape.inputs(torch.bfloat16, device, grad),
-                runs, "triton", grad, shape.flops, shape.bytes,
+                "grouped_linear", str(shape), partial(shape.inputs, scale.dtype, scale.device, grad),
+                partial(_runs, shape, scale.device), "triton", grad, shape.flops, shape.bytes,
             )  # fmt: skip
+
+
+def _runs(shape: Shape, device: str) -> dict[str, Run]:
+    load_G = torch.tensor(shape.loads, device=device)
+    return {
+        "triton": lambda x, *own: triton.grouped_linear(x, own, load_G),
+        "tower by tower": shape.by_tower,
+        "stack, grouped": shape.stacked(device),
+    }

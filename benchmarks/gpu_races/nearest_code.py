@@ -8,25 +8,32 @@ would choose wrong codes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
-from races import Check, Race, Run
+from races import FORWARD, TIMES, Check, Goal, Race, Run, Under
+from scale import Scale
 from torch import Tensor
 
+from mmkit.kernels.triton_launch import instead
 from mmkit.kernels.vq.chunked import chunked
-from mmkit.kernels.vq.triton import assign
+from mmkit.kernels.vq.triton import TABLE, Tile, assign
 
-SHAPES = ((65536, 16384, 32), (4096, 8192, 8), (16384, 1024, 256))
+SHAPES, TOY_SHAPES = ((65536, 16384, 32), (4096, 8192, 8), (16384, 1024, 256)), ((100, 200, 8),)
 """Vectors, codes, channels."""
+CHECKED = ((5000, 16384, 32), (4096, 8192, 8), (3000, 1024, 256), (1001, 777, 3))
+TOY_CHECKED = ((100, 300, 8), (70, 200, 40))
+HELD = 16384
+"""Codes from which on the goal is held."""
+GOAL = Goal(FORWARD, TIMES, 4.0, 10.0, ("cdist",))
 FARTHER = 1e-6
 
 
-def gate(
-    device: str = "cuda",
-    shapes: tuple[tuple[int, int, int], ...] = ((5000, 16384, 32), (4096, 8192, 8), (3000, 1024, 256), (1001, 777, 3)),
-) -> Iterator[Check]:
+def gate(scale: Scale) -> Iterator[Check]:
     """How much farther codes are than the nearest, of random vectors; and wrong indices among whole numbers, which tie."""
-    for vectors, codes, channels in shapes:
+    device = scale.device
+    for vectors, codes, channels in scale.of(CHECKED, TOY_CHECKED):
         x, book = (torch.randn(n, channels, device=device) for n in (vectors, codes))
         found = [assign(x, book, parts) for parts in (0, 0, 1, 3)]
         table = torch.cdist(x.double(), book.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -41,21 +48,36 @@ def gate(
         yield Check("nearest_code", title, (*farther, wrong), (*bounds, 0.0), torch.equal(found[0], found[1]))
 
 
-def races(device: str = "cuda") -> Iterator[Race]:
+def races(scale: Scale) -> Iterator[Race]:
     """By the size of the book and its channels."""
+    for shape in scale.of(SHAPES, TOY_SHAPES):
+        yield _race(scale, shape, (GOAL,) if scale.toy or shape[1] >= HELD else ())
+
+
+def configurations(scale: Scale) -> Iterator[Race]:
+    """The tile as it is, and others."""
+    for shape in scale.of(SHAPES[:2], TOY_SHAPES):
+        race = _race(scale, shape, ())
+        runs: dict[str, Run] = {"triton": assign}
+        for tile in (Tile(128, 128, 8, 3, 1), Tile(64, 128, 4, 3, 2), Tile(128, 64, 4, 3, 1)):
+            name = f"{tile.m}x{tile.n}, {tile.warps} warps, {tile.stages} stages, {tile.resident} a processor"
+            runs[name] = Under(partial(instead, TABLE, tile), assign)
+        yield replace(race, runs=runs)
+
+
+def _race(scale: Scale, shape: tuple[int, int, int], goals: tuple[Goal, ...]) -> Race:
+    vectors, codes, channels = shape
+
+    def inputs() -> list[Tensor]:
+        return [torch.randn(n, channels, device=scale.device) for n in (vectors, codes)]
+
     runs: dict[str, Run] = {
+        "triton": assign,
         "cdist": lambda x, c: torch.cdist(x, c).argmin(1),
         "one product": lambda x, c: (c.square().sum(1) - 2 * x @ c.T).argmin(1),
         "chunked": chunked,
-        "triton": assign,
     }
-    for vectors, codes, channels in SHAPES:
-
-        def inputs(shapes: tuple[tuple[int, int], ...] = ((vectors, channels), (codes, channels))) -> list[Tensor]:
-            return [torch.randn(shape, device=device) for shape in shapes]
-
-        title = f"{vectors:,} vectors, {codes:,} codes of {channels}"
-        yield Race(
-            "nearest_code", title, inputs, runs, "triton", flops=2.0 * vectors * codes * channels,
-            bytes=4.0 * channels * (vectors + codes) + 8.0 * vectors,
-        )  # fmt: skip
+    return Race(
+        "nearest_code", f"{vectors:,} vectors, {codes:,} codes of {channels}", inputs, runs, "triton",
+        flops=2.0 * vectors * codes * channels, bytes=4.0 * channels * (vectors + codes) + 8.0 * vectors, goals=goals,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Norms on a GPU: the Triton kernels beside torch's own chain, as it is and compiled, and Liger's where it is installed.
+"""Norms on a GPU: the Triton kernels beside torch's own chain, as it is and compiled, and Liger's.
 
 adaLN is residual, gate, LayerNorm, scale and shift, all parts of wider rows; RMSNorm has a weight and a residual before it.
 """
@@ -6,26 +6,39 @@ adaLN is residual, gate, LayerNorm, scale and shift, all parts of wider rows; RM
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from races import Check, Race, Run
+from races import BACKWARD, COPY, FORWARD, TIMES, Check, Goal, Race, Run, Under
+from scale import Scale
 from torch import Tensor
 
 from mmkit.kernels.norm.eager import eager
 from mmkit.kernels.norm.reference import reference
-from mmkit.kernels.norm.triton import fused
+from mmkit.kernels.norm.triton import TABLE, Tile, fused
+from mmkit.kernels.triton_launch import instead
 
-WIDTHS = (1536, 3072, 4096)
-TOKENS = (128, 1024, 16384)
+WIDTHS, TOY_WIDTHS = (4096, 1536, 3072), (72,)
+TOKENS, TOY_TOKENS = (16384, 1024, 128), (100,)
 EPS = 1e-6
 FORMS = {"adaLN": ("x", "y", "gate", "scale", "shift"), "RMSNorm": ("x", "y", "weight")}
 NAMES = ("x", "y", "gate", "weight", "bias", "scale", "shift")
-MOVED = {"adaLN": (7, 10), "RMSNorm": (4, 4)}
-"""How many times a tensor of the stream's size is read or written, forward and backward."""
+MOVED = {"adaLN": (7, 9), "RMSNorm": (4, 3)}
+"""How many times a tensor of the stream's size is read or written, forward and backward. The gradients of both outputs are one."""
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 6e-4}
 """Relative errors (L2 norm): one rounding to 8 or 11 bits of each result, and of the stored stream before it."""
+
+
+GOALS = (
+    Goal(FORWARD, TIMES, 3.5, 5.0, ("eager",)),
+    Goal(FORWARD, TIMES, 0.95, None, ("compiled",)),
+    Goal(FORWARD, COPY, 0.80, 0.90),
+    Goal(BACKWARD, TIMES, 3.5, 5.0, ("eager",)),
+    Goal(BACKWARD, COPY, 0.80, 0.90),
+)
+"""Of the longest and widest rows, whose every tensor is larger than a GPU's cache."""
 
 
 class Both(torch.autograd.Function):
@@ -67,14 +80,14 @@ def joined(function: Any, form: str, *tensors: Tensor) -> Tensor:
     return Both.apply(normed, stream)
 
 
-def gate(device: str = "cuda", tokens: int = 3001, widths: tuple[int, ...] = (1152, *WIDTHS)) -> Iterator[Check]:
+def gate(scale: Scale) -> Iterator[Check]:
     """Outputs and gradients against the plain statement in float64, and whether a second run gives the same bits."""
+    tokens = scale.of(3001, 70)
     for form in FORMS:
-        for dim in widths:
-            for dtype, bound in BOUNDS.items():
-                if device == "cpu" and dtype == torch.bfloat16:
-                    continue  # the interpreter has no sound bfloat16
-                given = inputs(form, tokens, dim, dtype, device, True)
+        for dim in scale.of((1152, *WIDTHS), (72,)):
+            for dtype in scale.dtypes(BOUNDS):
+                bound = BOUNDS[dtype]
+                given = inputs(form, tokens, dim, dtype, scale.device, True)
                 exact = [x.detach().double().requires_grad_() for x in given]
                 found, again, wanted = (
                     _outcome(f, form, x) for f, x in ((fused, given), (fused, given), (reference, exact))
@@ -87,35 +100,52 @@ def gate(device: str = "cuda", tokens: int = 3001, widths: tuple[int, ...] = (11
                 yield Check("norm", title, errors, (bound,) * len(errors), same)
 
 
-def races(device: str = "cuda") -> Iterator[Race]:
-    """In bfloat16, forward and backward."""
-    for form, (forward, backward) in MOVED.items():
-        for dim in WIDTHS:
-            for tokens in TOKENS:
-                runs: dict[str, Run] = {
-                    "eager": partial(joined, eager, form),
-                    "compiled": torch.compile(partial(joined, eager, form), dynamic=False),
-                    "triton": partial(joined, fused, form),
-                }
-                if form == "RMSNorm" and (liger := _liger()):
-                    runs["liger"] = liger
-                made = partial(inputs, form, tokens, dim, torch.bfloat16, device, True)
-                moved = 2.0 * forward * tokens * dim
-                title = f"{form}, {tokens} of {dim}"
-                yield Race("norm", title, made, runs, "triton", True, bytes=moved, backward=backward / forward)
+def races(scale: Scale) -> Iterator[Race]:
+    """Forward and backward."""
+    tokens, widths = scale.of(TOKENS, TOY_TOKENS), scale.of(WIDTHS, TOY_WIDTHS)
+    for count in tokens:
+        for dim in widths:
+            for form in FORMS:
+                held = (count, dim) == (tokens[0], widths[0])
+                yield _race(scale, form, count, dim, GOALS if held else ())
 
 
-def _liger() -> Run | None:
-    try:
-        from liger_kernel.transformers.functional import liger_fused_add_rms_norm
-    except ImportError:
-        return None
+def configurations(scale: Scale) -> Iterator[Race]:
+    """The rows and warps of a program as they are, and others."""
+    for form in FORMS:
+        race = _race(scale, form, scale.of(TOKENS, TOY_TOKENS)[0], scale.of(WIDTHS, TOY_WIDTHS)[0], ())
+        ours = partial(joined, fused, form)
+        runs: dict[str, Run] = {"triton": ours}
+        for tile in (Tile(1, 4), Tile(1, 16), Tile(2, 8)):
+            runs[f"{tile.rows} row{'s' * (tile.rows > 1)}, {tile.warps} warps"] = Under(
+                partial(instead, TABLE, tile), ours
+            )
+        yield replace(race, runs=runs)
 
-    def run_liger(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        normed, stream = liger_fused_add_rms_norm(x, y, weight, EPS, in_place=False)
-        return Both.apply(normed, stream)
 
-    return run_liger
+def _race(scale: Scale, form: str, tokens: int, dim: int, goals: tuple[Goal, ...]) -> Race:
+    forward, backward = MOVED[form]
+
+    def runs() -> dict[str, Run]:
+        found: dict[str, Run] = {
+            "triton": partial(joined, fused, form),
+            "eager": partial(joined, eager, form),
+            "compiled": partial(joined, scale.compiled(eager), form),
+        }
+        return {**found, "liger": _liger} if form == "RMSNorm" else found
+
+    moved = 2.0 * forward * tokens * dim
+    return Race(
+        "norm", f"{form}, {tokens:,} of {dim}", partial(inputs, form, tokens, dim, scale.dtype, scale.device, True), runs,
+        "triton", True, bytes=moved, backward=backward / forward, goals=goals,
+    )  # fmt: skip
+
+
+def _liger(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    from liger_kernel.transformers.functional import liger_fused_add_rms_norm
+
+    normed, stream = liger_fused_add_rms_norm(x, y, weight, EPS, in_place=False)
+    return Both.apply(normed, stream)
 
 
 def _outcome(function: Any, form: str, given: list[Tensor]) -> list[Tensor]:

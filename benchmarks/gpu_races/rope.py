@@ -7,21 +7,27 @@ share, so it is not among them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from gpu_races.norm import Both
-from races import Check, Race, Run
+from races import FORWARD, TIMES, Check, Goal, Race, Run, Under
+from scale import Scale
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmkit.kernels.rope.eager import eager
 from mmkit.kernels.rope.reference import reference
-from mmkit.kernels.rope.triton import fused
+from mmkit.kernels.rope.triton import TABLE, Tile, fused
+from mmkit.kernels.triton_launch import instead
 
-WIDTHS = (1536, 3072, 4096)
-TOKENS = (128, 1024, 16384)
+WIDTHS, TOY_WIDTHS = (4096, 1536, 3072), (256,)
+TOKENS, TOY_TOKENS = (16384, 1024, 128), (50,)
+CHECKED = ((128, 64, False), (128, 64, True), (64, 32, True), (80, 20, True), (256, 32, True))
+"""Width of heads, turned pairs, and whether they are normed."""
+GOAL = Goal(FORWARD, TIMES, 4.0, 8.0, ("transformers",))
 HEAD = 128
 EPS = 1e-6
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 4e-4}
@@ -66,12 +72,12 @@ def transformers(
     return Both.apply(*(x[0].transpose(0, 1) for x in turned))
 
 
-def gate(device: str = "cuda", tokens: int = 3001) -> Iterator[Check]:
+def gate(scale: Scale) -> Iterator[Check]:
     """Outputs and gradients against the plain statement in float64, and whether a second run gives the same bits."""
-    for head_dim, pairs, normed in ((128, 64, False), (128, 64, True), (64, 32, True), (80, 20, True), (256, 32, True)):
-        for dtype, bound in BOUNDS.items():
-            if device == "cpu" and dtype == torch.bfloat16:
-                continue  # the interpreter has no sound bfloat16
+    device, tokens = scale.device, scale.of(3001, 50)
+    for head_dim, pairs, normed in scale.of(CHECKED, CHECKED[3:4]):
+        for dtype in scale.dtypes(BOUNDS):
+            bound = BOUNDS[dtype]
             given = inputs(tokens, 8, head_dim, pairs, normed, dtype, device)
             exact = [x.detach().double().requires_grad_(x.requires_grad) for x in given]
             found, again, wanted = (_outcome(f, x) for f, x in ((fused, given), (fused, given), (reference, exact)))
@@ -83,23 +89,48 @@ def gate(device: str = "cuda", tokens: int = 3001) -> Iterator[Check]:
             yield Check("rope", f"{title}, {str(dtype).removeprefix('torch.')}", errors, (bound,) * len(errors), same)
 
 
-def races(device: str = "cuda") -> Iterator[Race]:
-    """In bfloat16, forward and backward, with and without head norms."""
-    for dim in WIDTHS:
-        for tokens in TOKENS:
+def races(scale: Scale) -> Iterator[Race]:
+    """Forward and backward, with and without head norms."""
+    tokens, widths = scale.of(TOKENS, TOY_TOKENS), scale.of(WIDTHS, TOY_WIDTHS)
+    for count in tokens:
+        for dim in widths:
             for normed in (False, True):
-                heads = dim // HEAD
-                runs: dict[str, Run] = {
-                    "eager": partial(joined, eager),
-                    "compiled": torch.compile(partial(joined, eager), dynamic=False),
-                    "transformers": transformers,
-                    "triton": partial(joined, fused),
-                }
-                made = partial(inputs, tokens, heads, HEAD, HEAD // 2, normed, torch.bfloat16, device)
-                # Every head is read and written once, the angles are read; backward, normed heads are read once more.
-                moved = 4.0 * tokens * (heads + heads // 4) * HEAD + 4.0 * tokens * HEAD
-                title = f"{tokens} tokens, {heads} and {heads // 4} heads of {HEAD}{', normed' if normed else ''}"
-                yield Race("rope", title, made, runs, "triton", True, bytes=moved, backward=1.5 if normed else 1.0)
+                held = (count, dim) == (tokens[0], widths[0])
+                yield _race(scale, count, dim, normed, (GOAL,) if held else ())
+
+
+def configurations(scale: Scale) -> Iterator[Race]:
+    """The rows and warps of a program as they are, and others."""
+    for normed in (False, True):
+        race = _race(scale, scale.of(TOKENS, TOY_TOKENS)[0], scale.of(WIDTHS, TOY_WIDTHS)[0], normed, ())
+        ours = partial(joined, fused)
+        runs: dict[str, Run] = {"triton": ours}
+        for tile in (Tile(8, 4), Tile(32, 4), Tile(32, 8)):
+            runs[f"{tile.rows} rows, {tile.warps} warps"] = Under(partial(instead, TABLE, tile), ours)
+        yield replace(race, runs=runs)
+
+
+def _race(scale: Scale, tokens: int, dim: int, normed: bool, goals: tuple[Goal, ...]) -> Race:
+    heads = dim // HEAD
+    keys = max(1, heads // 4)
+
+    def runs() -> dict[str, Run]:
+        return {
+            "triton": partial(joined, fused),
+            "eager": partial(joined, eager),
+            "compiled": partial(joined, scale.compiled(eager)),
+            "transformers": transformers,
+        }
+
+    # Every head is read and written once, and the angles are read. Backward, the gradient of keys is part of that of queries, and
+    # normed heads are read once more.
+    moved = 4.0 * tokens * (heads + keys) * HEAD + 4.0 * tokens * HEAD
+    back = moved - 2.0 * tokens * keys * HEAD + (2.0 * tokens * (heads + keys) * HEAD if normed else 0.0)
+    title = f"{tokens:,} tokens, {heads} and {keys} heads of {HEAD}{', normed' if normed else ''}"
+    return Race(
+        "rope", title, partial(inputs, tokens, heads, HEAD, HEAD // 2, normed, scale.dtype, scale.device), runs, "triton",
+        True, bytes=moved, backward=back / moved, goals=goals,
+    )  # fmt: skip
 
 
 def _outcome(function: Any, given: list[Tensor]) -> list[Tensor]:

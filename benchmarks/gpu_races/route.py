@@ -8,17 +8,21 @@ how long the GPU itself takes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
-from races import Check, Race, Run
+from races import FORWARD, TIMES, Check, Goal, Race, Run, Under
+from scale import Scale
 from torch import Tensor
 
 from mmkit.kernels.route import Routed, Scheme
 from mmkit.kernels.route.reference import reference
-from mmkit.kernels.route.triton import routed
+from mmkit.kernels.route.triton import TABLE, routed, tile
+from mmkit.kernels.triton_launch import instead
 
-TOKENS = (4096, 512, 32768)
-EXPERTS = ((128, 8), (64, 8), (8, 2))
+TOKENS, TOY_TOKENS = (4096, 512, 32768), (100,)
+EXPERTS, TOY_EXPERTS = ((128, 8), (64, 8), (8, 2)), ((8, 2),)
 """Experts, and experts of a token: Qwen3-MoE, OLMoE, Mixtral."""
 CHECKED = {
     "softmax": (128, Scheme(8, shares=True, squares=True)),
@@ -32,8 +36,13 @@ BIASED = 2e-3
 """Share of tokens that may choose otherwise with a bias: two sums may be nearer than float32 can tell."""
 
 
-def gate(device: str = "cuda", tokens: int = 3000) -> Iterator[Check]:
+SHORT, LONG = Goal(FORWARD, TIMES, 4.0, 8.0, ("eager",)), Goal(FORWARD, TIMES, 2.0, None, ("eager",))
+"""Up to 4,096 tokens, and of more."""
+
+
+def gate(scale: Scale) -> Iterator[Check]:
     """Choices (of logits that are equal or far apart), order and counts, weights, sums, gradients; twice, for the same bits."""
+    device, tokens = scale.device, scale.of(3000, 100)
     for title, (experts, scheme) in CHECKED.items():
         logits = (torch.randn(tokens, experts, device=device) * 128).round() / 64
         bias = torch.rand(experts, device=device) if scheme.groups > 1 else None
@@ -52,26 +61,52 @@ def gate(device: str = "cuda", tokens: int = 3000) -> Iterator[Check]:
         yield Check("route", f"{title}, {experts} experts", tuple(errors), tuple(bounds[: len(errors)]), same)
 
 
-def races(device: str = "cuda", tokens: tuple[int, ...] = TOKENS) -> Iterator[Race]:
-    """By tokens and experts; then the same as graphs."""
-    for count in tokens:
-        for experts, k in EXPERTS:
-            scheme = Scheme(k, shares=True, squares=True)
-            compiled = torch.compile(chain, dynamic=False)
-            runs: dict[str, Run] = {
-                "eager": lambda x, k=k: chain(x, k),
-                "compiled": lambda x, k=k, f=compiled: f(x, k),
-                "triton": lambda x, s=scheme: _ordered(routed(x, None, s)),
-            }
+def races(scale: Scale) -> Iterator[Race]:
+    """By tokens and experts, as called and as graphs."""
+    experts = scale.of(EXPERTS, TOY_EXPERTS)
+    for count in scale.of(TOKENS, TOY_TOKENS):
+        for many, k in experts:
             for graph in (False, True):
+                goal = SHORT if count <= 4096 else LONG
+                yield _race(scale, count, many, k, graph, (goal,) if many == experts[0][0] else ())
 
-                def inputs(shape: tuple[int, int] = (count, experts), grad: bool = not graph) -> list[Tensor]:
-                    return [torch.randn(shape, device=device, requires_grad=grad)]
 
-                title = f"{count:,} tokens, {k} of {experts} experts" + (", CUDA graph" if graph else "")
-                own = {name: Graphed(run) for name, run in runs.items()} if graph else runs
-                least = 4.0 * count * experts + 20.0 * count * k
-                yield Race("route", title, inputs, own, "triton", grad=not graph, bytes=least)
+def configurations(scale: Scale) -> Iterator[Race]:
+    """Fewer and more tokens of a tile, and programs."""
+    many, k = scale.of(EXPERTS, TOY_EXPERTS)[0]
+    for count in scale.of((4096, 32768), TOY_TOKENS):
+
+        def runs() -> dict[str, Run]:
+            own = tile(torch.empty(0, device=scale.device), many)
+            ours = partial(_ours, Scheme(k, shares=True, squares=True))
+            found: dict[str, Run] = {"triton": scale.graphed(ours)}
+            for other in (
+                replace(own, tokens=max(1, own.tokens // 2)), replace(own, tokens=2 * own.tokens),
+                replace(own, programs=own.programs // 2), replace(own, warps=2 * own.warps),
+            ):  # fmt: skip
+                name = f"{other.tokens} tokens, {other.programs} programs, {other.warps} warps"
+                found[name] = Under(partial(instead, TABLE, other), scale.graphed(ours))
+            return found
+
+        yield replace(_race(scale, count, many, k, True, ()), runs=runs)
+
+
+def _race(scale: Scale, tokens: int, experts: int, k: int, graph: bool, goals: tuple[Goal, ...]) -> Race:
+    def inputs() -> list[Tensor]:
+        return [torch.randn(tokens, experts, device=scale.device, requires_grad=not graph)]
+
+    def runs() -> dict[str, Run]:
+        compiled = scale.compiled(chain)
+        own: dict[str, Run] = {
+            "triton": partial(_ours, Scheme(k, shares=True, squares=True)),
+            "eager": lambda x: chain(x, k),
+            "compiled": lambda x: compiled(x, k),
+        }
+        return {name: scale.graphed(run) for name, run in own.items()} if graph else own
+
+    title = f"{tokens:,} tokens, {k} of {experts} experts" + (", CUDA graph" if graph else "")
+    least = 4.0 * tokens * experts + 20.0 * tokens * k
+    return Race("route", title, inputs, runs, "triton", grad=not graph, bytes=least, goals=goals)
 
 
 def chain(logits_TE: Tensor, k: int) -> tuple[Tensor, ...]:
@@ -81,35 +116,13 @@ def chain(logits_TE: Tensor, k: int) -> tuple[Tensor, ...]:
     weight_Tk = weight_Tk / weight_Tk.sum(-1, keepdim=True)
     expert_A = expert_Tk.flatten()
     experts = logits_TE.shape[1]
-    count_E = torch.histc(expert_A.int(), bins=experts, min=0, max=experts - 1)
+    # On a CPU there is none of whole numbers.
+    counted_A = expert_A.float() if expert_A.device.type == "cpu" else expert_A.int()
+    count_E = torch.histc(counted_A, bins=experts, min=0, max=experts - 1)
     return (
         weight_Tk, expert_Tk, torch.argsort(expert_A, stable=True), count_E, count_E.cumsum(0, dtype=torch.int32),
         score_TE.sum(0), logits_TE.logsumexp(-1).square().sum(),
     )  # fmt: skip
-
-
-class Graphed:
-    """A contestant as a CUDA graph, captured when it is first called; copying the inputs in is timed with it."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self, logits_TE: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, which the next call overwrites."""
-        if self.graph is None:
-            self.given_TE, self.graph = logits_TE.clone(), torch.cuda.CUDAGraph()
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(3):
-                    self.run(self.given_TE)
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self.graph):
-                self.out = self.run(self.given_TE)
-        self.given_TE.copy_(logits_TE)
-        self.graph.replay()
-        return self.out
 
 
 def _outcome(run: Run, logits: Tensor, bias: Tensor | None, scheme: Scheme) -> tuple[Routed, Tensor]:
@@ -121,8 +134,9 @@ def _outcome(run: Run, logits: Tensor, bias: Tensor | None, scheme: Scheme) -> t
     return Routed(*(None if x is None else x.detach() for x in found)), torch.autograd.grad(outputs, leaf, ramps)[0]
 
 
-def _ordered(found: Routed) -> tuple[Tensor, ...]:
+def _ours(scheme: Scheme, logits_TE: Tensor) -> tuple[Tensor, ...]:
     """The weights first: what a gradient is taken of."""
+    found = routed(logits_TE, None, scheme)
     return tuple(x for x in (found[1], found[0], *found[2:]) if x is not None)
 
 

@@ -6,7 +6,8 @@ The main configurations of every table are compiled ahead of time in the tests, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -53,6 +54,29 @@ def configuration(table: Mapping[Any, C], arch: int, *key: Any) -> C:
     """The entry ``(architecture, *key)`` of the newest architecture in the table that is not newer than `arch`."""
     known = (each[0] for each in table if each[1:] == key and each[0] <= arch)
     return table[max(known), *key]
+
+
+def entry(table: Mapping[Any, C], x: Tensor, here: C, *key: Any) -> C:
+    """The configuration for a tensor: that of `key` for its GPU, and `here` in the interpreter. Inside `instead`, that one's."""
+    if id(table) in _INSTEAD:
+        return _INSTEAD[id(table)]
+    return configuration(table, architecture(x), *key) if x.device.type == "cuda" and not interpreted() else here
+
+
+@contextmanager
+def instead(table: Mapping[Any, C], tried: C) -> Iterator[None]:
+    """Inside, `entry` finds `tried` in this table, whatever the key, in every thread: to try other configurations."""
+    before = dict(_INSTEAD)
+    _INSTEAD[id(table)] = tried
+    try:
+        yield
+    finally:
+        _INSTEAD.clear()
+        _INSTEAD.update(before)
+
+
+_INSTEAD: dict[int, Any] = {}
+"""What is tried, by the identity of the table. Of the whole process: backward passes run in threads of their own."""
 
 
 def options(warps: int, stages: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmkit.kernels.attention import triton_kernels as kernels
 from mmkit.kernels.attention.intervals import BLOCK, Intervals
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal
+from mmkit.kernels.triton_launch import configuration, entry, interpreted, options, refusal
 
 WIDTHS = (64, 128)
 """Head widths there are kernels for; a narrower head is padded."""
@@ -167,7 +167,7 @@ def _rows(x_TNH: Tensor, rows: int) -> TensorDescriptor:
 
 
 def _tiles(q: Tensor) -> Tiles:
-    return tiles(architecture(q), q.shape[2]) if q.device.type == "cuda" else INTERPRETED
+    return entry(TABLE, q, INTERPRETED, q.shape[2])
 
 
 def _options(tile: Tile) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmkit.errors import ContractError
 from mmkit.kernels.cross_entropy import triton_kernels as kernels
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal
+from mmkit.kernels.triton_launch import entry, interpreted, options, refusal
 
 DTYPES = (torch.float16, torch.bfloat16)
 """What there are tiles for: float32 is proved in the interpreter only."""
@@ -122,7 +122,7 @@ def _some(bias_V: Tensor | None, other: Tensor) -> Tensor:
 
 
 def _tile(x: Tensor, name: str) -> Tile:
-    return configuration(TABLE, architecture(x), name) if x.device.type == "cuda" else INTERPRETED
+    return entry(TABLE, x, INTERPRETED, name)
 
 
 def _options(tile: Tile) -> dict[str, Any]:

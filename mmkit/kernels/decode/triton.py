@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from mmkit.kernels.decode import triton_kernels as kernels
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, processors, refusal
+from mmkit.kernels.triton_launch import entry, interpreted, options, processors, refusal
 from mmkit.kernels.waves import parts_of
 
 WIDTHS = (64, 128)
@@ -90,7 +90,7 @@ def _decode(
     groups = heads // key_heads
     width = next(w for w in WIDTHS if w >= head_width)
     queries = next((m for m in QUERIES if m >= tokens * groups), QUERIES[-1])
-    tile = INTERPRETED if interpreted() else configuration(TABLE, architecture(q), queries, width)
+    tile = entry(TABLE, q, INTERPRETED, queries, width)
     tiles = -(-columns // tile.n)
     blocks = -(-tokens * groups // queries)
     if not parts:

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from mmkit.errors import ContractError
 from mmkit.kernels.experts import triton_kernels as kernels
 from mmkit.kernels.experts.reference import Stack
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal
+from mmkit.kernels.triton_launch import architecture, entry, interpreted, options, refusal
 
 DTYPES = (torch.float16, torch.bfloat16)
 """What there are tiles for; float32 is proved in the interpreter only."""
@@ -280,11 +280,9 @@ class Cut:
 
 
 def _cut(x: Tensor, load: Tensor, count: int) -> tuple[Cut, Tiles]:
-    experts, rows, use, tma = len(load), INTERPRETED_ROWS, INTERPRETED, True
-    if x.device.type == "cuda":
-        rows = tile_rows(count, experts)
-        use = configuration(TABLE, architecture(x), rows)
-        tma = architecture(x) >= 90
+    experts, gpu = len(load), x.device.type == "cuda"
+    rows, tma = (tile_rows(count, experts), architecture(x) >= 90) if gpu else (INTERPRETED_ROWS, True)
+    use = entry(TABLE, x, INTERPRETED, rows)
     most = count // rows + experts  # of every expert at most one tile is not full
     cut = Cut(rows, most, load.new_empty((3, most)), load.new_empty(experts + 1), tma)
     kernels.tile_map[(triton.cdiv(cut.count, BLOCK),)](

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmkit.errors import ContractError
 from mmkit.kernels.norm import triton_kernels as kernels
 from mmkit.kernels.norm.reference import promoted
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal, resident
+from mmkit.kernels.triton_launch import configuration, entry, interpreted, options, refusal, resident
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _stride(x: Tensor | None) -> int:
 
 
 def _tile(x: Tensor) -> Tile:
-    return tile(architecture(x), padded(x.shape[1])) if x.device.type == "cuda" else Tile(INTERPRETED, 1)
+    return entry(TABLE, x, Tile(INTERPRETED, 1), padded(x.shape[1]))
 
 
 def _programs(x: Tensor, size: Tile) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmkit.errors import ContractError
 from mmkit.kernels.rope import triton_kernels as kernels
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, refusal, resident
+from mmkit.kernels.triton_launch import configuration, entry, interpreted, options, refusal, resident
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ INTERPRETED = 128
 
 def tile(capability: int, head_dim: int, pairs: int) -> Tile:
     """The entry of the newest architecture that is not newer than `capability` (90 for sm_90)."""
-    return configuration(TABLE, capability, next(w for w in WIDTHS if w >= head_dim), head_dim > 2 * pairs)
+    return configuration(TABLE, capability, *_key(head_dim, pairs))
+
+
+def _key(head_dim: int, pairs: int) -> tuple[int, bool]:
+    return next(w for w in WIDTHS if w >= head_dim), head_dim > 2 * pairs
 
 
 def constants(heads: tuple[int, int], head_dim: int, pairs: int, rows: int) -> tuple[int, ...]:
@@ -161,7 +165,7 @@ def _launch(q: Tensor, k: Tensor, cos: Tensor | None) -> tuple[Tile, tuple[int, 
     heads, head_dim = (q.shape[1], k.shape[1]), q.shape[2]
     # Where nothing is turned, the two halves are normed alone.
     pairs = head_dim // 2 if cos is None else cos.shape[-1]
-    size = tile(architecture(q), head_dim, pairs) if q.device.type == "cuda" else Tile(INTERPRETED, 1)
+    size = entry(TABLE, q, Tile(INTERPRETED, 1), *_key(head_dim, pairs))
     return size, constants(heads, head_dim, pairs, size.rows)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmkit.errors import ContractError
 from mmkit.kernels.route import triton_kernels as kernels
 from mmkit.kernels.route.scheme import Routed, Scheme
-from mmkit.kernels.triton_launch import architecture, configuration, options, refusal
+from mmkit.kernels.triton_launch import entry, options, refusal
 
 WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 """Numbers of experts there are tiles for; fewer are padded."""
@@ -48,7 +48,7 @@ INTERPRETED = Tile(64, 128, 1, 2, 1, 1)
 
 def tile(x: Tensor, width: int) -> Tile:
     """What to run with for so many experts."""
-    return configuration(TABLE, architecture(x), width) if x.device.type == "cuda" else INTERPRETED
+    return entry(TABLE, x, INTERPRETED, width)
 
 
 def padded(experts: int, groups: int = 1) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mmkit.kernels.triton_launch import architecture, configuration, interpreted, options, processors, refusal
+from mmkit.kernels.triton_launch import entry, options, processors, refusal
 from mmkit.kernels.vq import triton_kernels as kernels
 from mmkit.kernels.waves import parts_of
 
@@ -55,7 +55,7 @@ def assign(x_NC: Tensor, codes_KC: Tensor, parts: int = 0) -> Tensor:
     if not vectors:
         return out
     tile_c = next((c for c in CHANNELS if c >= channels), CHANNELS[-1])
-    tile = INTERPRETED if interpreted() else configuration(TABLE, architecture(x_NC), tile_c)
+    tile = entry(TABLE, x_NC, INTERPRETED, tile_c)
     blocks, tiles = -(-vectors // tile.m), -(-count // tile.n)
     parts = parts or parts_of(blocks, tiles, tile.resident * processors(x_NC.device))
     chunk = -(-tiles // parts) * tile.n
