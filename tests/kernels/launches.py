@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compiling import PRODUCTS, SHARED_MEMORY, Code, Launch
+from compiling import ARCHITECTURES, PRODUCTS, SHARED_MEMORY, Code, Launch
 
 from mmkit.kernels.attention import triton as attention_op
 from mmkit.kernels.attention import triton_kernels as attention_kernels
@@ -173,6 +173,13 @@ class Main:
     vectors: bool = False
     """Whether nearly everything is loaded and stored by 128 bits a thread."""
 
+    aids: bool = False
+    """Whether it only prepares or ends the work of the others: one architecture is enough."""
+
+    @property
+    def architectures(self) -> tuple[int, ...]:
+        return (90,) if self.aids else ARCHITECTURES
+
     def faults(self, code: Code, arch: int) -> list[str]:
         """What its machine code is not."""
         wanted = {"large": {PRODUCTS[arch]}, "small": {"HMMA"}, "": set()}[self.products]
@@ -199,22 +206,27 @@ def _partial(name: str, arch: int) -> Launch:
 
 MAIN: dict[str, dict[str, Main]] = {
     "attention": dict.fromkeys(("forward-128", "keys-128", "queries-128"), Main(_attention, "large", tma=True)),
-    "decode": {"partial-16": Main(_partial, "small"), "partial-64": Main(_partial, "large"), "combine": Main(decode)},
+    "decode": {
+        "partial-16": Main(_partial, "small"),
+        "partial-64": Main(_partial, "large"),
+        "combine": Main(decode, aids=True),
+    },
     "experts": {
         **dict.fromkeys(("up", "rows", "inner", "across"), Main(experts, "large", tma=True)),
         "matrices": Main(experts, "large"),
-        **dict.fromkeys(("tile_map", "combine"), Main(experts)),
+        **dict.fromkeys(("tile_map", "combine"), Main(experts, aids=True)),
     },
     "norm": dict.fromkeys(("forward", "backward"), Main(norm, vectors=True)),
     "rope": dict.fromkeys(("forward", "backward"), Main(rope, vectors=True)),
-    "nearest_code": {"nearest": Main(nearest_code, "large"), "combine": Main(nearest_code)},
+    "nearest_code": {"nearest": Main(nearest_code, "large"), "combine": Main(nearest_code, aids=True)},
     "cross_entropy": dict.fromkeys(("sums", "gradient"), Main(cross_entropy, "large", tma=True)),
     "route": dict.fromkeys(("choose", "place", "backward"), Main(route)),
 }
-"""By op and kernel. `grouped_linear` runs those of `experts`: `rows`, `across` and `matrices`."""
+"""By op and kernel, of every op the chief one first. `grouped_linear` runs those of `experts`: `rows`, `across` and `matrices`."""
 
 
-def for_amd(op: str, name: str) -> Launch:
-    """What runs on sm_80, as many threads in warps twice as large, and nothing loaded ahead."""
-    launch = MAIN[op][name].launch(name, 80)
+def for_amd(op: str) -> Launch:
+    """An op's chief kernel as on sm_80, with as many threads in warps twice as large, and nothing loaded ahead."""
+    name, main = next(iter(MAIN[op].items()))
+    launch = main.launch(name, 80)
     return replace(launch, warps=max(1, launch.warps // 2), stages=1)

@@ -67,7 +67,7 @@ def partial(
         seen_MN = inside_N[None, :]
         if mask is not None:
             seen_MN = seen_MN & (
-                tl.load(mask + mask_M[:, None] + col_N[None, :], mask=real_M[:, None] & seen_MN, other=0) != 0
+                tl.load(mask + (mask_M[:, None] + col_N[None, :]), mask=real_M[:, None] & seen_MN, other=0) != 0
             )
         s_MN = tl.where(seen_MN, tl.dot(q_MH, k_NH.T) * scale2, float("-inf"))
         next_M = tl.maximum(top_M, tl.max(s_MN, 1))
