@@ -20,8 +20,9 @@ from budgeting import recorded
 from launches import MAIN
 
 FOLDERS = [folder for folder in os.environ.get("MMKIT_TRITONS", "").split(os.pathsep) if folder]
-KNOWN: dict[str, dict[str, str]] = {}
-"""By version and kernel, the fault that it has with that version, and why."""
+KNOWN = {"3.9.0": {"decode/partial-16": ["spills registers 8 times"]}}
+"""By version and kernel, the faults it has with that version. Triton 3.9 keeps the places of decode's mask for the whole loop, and
+needs two registers too many for them; with 3.6 and 3.8 nothing is spilled."""
 
 
 @pytest.mark.skipif(not FOLDERS, reason="MMKIT_TRITONS names no other version of Triton")
