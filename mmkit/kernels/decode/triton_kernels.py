@@ -46,10 +46,7 @@ def partial(
     keys += stored * k_row + key_head.to(tl.int64) * k_head
     values += stored * v_row + key_head.to(tl.int64) * v_head
     if mask is not None:
-        # Within a tile 32 bits are enough, and take fewer registers.
-        above = tl.program_id(0) // parts * TILE_M // GROUPS
-        mask += (row.to(tl.int64) * n + above) * C
-        near_M = token_M - above
+        mask += row.to(tl.int64) * n * C
     first = part * chunk
     last = tl.minimum(tl.minimum(first + chunk, C), tl.load(end + row))
     scale2 = scale * LOG2E
@@ -67,7 +64,7 @@ def partial(
         seen_MN = inside_N[None, :]
         if mask is not None:
             seen_MN = seen_MN & (
-                tl.load(mask + near_M[:, None] * C + col_N[None, :], mask=real_M[:, None] & seen_MN, other=0) != 0
+                tl.load(mask + token_M[:, None] * C + col_N[None, :], mask=real_M[:, None] & seen_MN, other=0) != 0
             )
         s_MN = tl.where(seen_MN, tl.dot(q_MH, k_NH.T) * scale2, float("-inf"))
         next_M = tl.maximum(top_M, tl.max(s_MN, 1))
