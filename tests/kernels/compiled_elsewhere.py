@@ -1,17 +1,23 @@
-"""Compiles two attention kernels with whatever Triton is first on the path, and prints what came of it as JSON."""
+"""Compiles the main kernels of every op for sm_90 with whatever Triton is first on the path, and prints as JSON what is wrong."""
 
 from __future__ import annotations
 
 import json
 
 import triton
-from test_triton_compiled import attention
+from budgeting import excess
+from launches import MAIN
 
-from mmkit.kernels.attention.triton import TABLE
+
+def faults(op: str, name: str) -> list[str]:
+    """Of one kernel."""
+    try:
+        code = MAIN[op][name].launch(name, 90).compiled(90)
+    except Exception as error:
+        return [f"does not compile: {error!r}"]
+    return MAIN[op][name].faults(code, 90) + [more for more in [excess(op, f"{name}-sm_90", code.sass)] if more]
+
 
 if __name__ == "__main__":
-    found = {}
-    for name in ("forward", "keys"):
-        code = attention(name, 90, 128, getattr(TABLE[90, 128], name))
-        found[name] = {"spills": code.spills, "products": sorted(code.products), "shared": code.shared}
-    print(json.dumps({"version": triton.__version__, "kernels": found}))
+    found = {op: {name: faults(op, name) for name in MAIN[op]} for op in MAIN}
+    print(json.dumps({"version": triton.__version__, "faults": found}))

@@ -6,6 +6,7 @@ else the tests ask.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from interpreting import gradients, relative
 
 from mmkit.kernels.attention import attend, reference
+from mmkit.kernels.attention import triton as own
 from mmkit.kernels.attention.triton import vectors
 from mmkit.sequence.intervals import interval_plan
 from mmkit.sequence.layout import Piece, StreamRule, join, lay_out
@@ -69,6 +71,14 @@ def compare(
     }
 
 
+def by_pointers(*given: Any) -> dict[str, Any]:
+    """The same as on a GPU without TMA."""
+    own.INTERPRETED = replace(own.INTERPRETED, tma=False)
+    found = compare(*given)
+    own.INTERPRETED = replace(own.INTERPRETED, tma=True)
+    return found
+
+
 def compiled(seen: Visibility) -> dict[str, bool]:
     """Whether `attend` in one graph gives the bits it gives without."""
     plan, given = interval_plan(seen, seen, torch.device("cpu")), inputs((len(seen),) * 2, (2, 1, 48), torch.float32)
@@ -116,6 +126,8 @@ def cases() -> dict[str, Any]:
     # Small enough that most scores are bent.
     found["soft-cap"] = compare(seen, None, (2, 1, 64), torch.float32, 1.5)
     found["soft-cap, bfloat16"] = compare(padded, None, (1, 1, 64), torch.bfloat16, 1.5)
+    found["without TMA"] = by_pointers(padded, shuffled.take(slice(0, 150)), (4, 2, 64), torch.float32)
+    found["half, without TMA"] = by_pointers(shuffled, None, (1, 1, 128), torch.float16, 1.5)
     few = shuffled.take(slice(0, 90))
     found["torch.compile"], found["opcheck"] = compiled(few), checked(few)
     return found

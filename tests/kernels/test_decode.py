@@ -67,6 +67,16 @@ def test_a_row_that_ends_is_read_to_its_end() -> None:
     torch.testing.assert_close(reference(q, k, v, None, end, None, None)[1:], short, rtol=1e-12, atol=1e-12)
 
 
+def test_a_mask_too_large_for_the_triton_kernel_is_refused() -> None:
+    pytest.importorskip("triton", reason="triton is not installed: it comes with torch on Linux only")
+    from mmkit.kernels.decode.triton import split_decode
+
+    q, k = torch.zeros(1, 2**16, 1, 16), torch.zeros(1, 1, 2**15, 16)
+    mask = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, 2**16, 2**15)
+    with pytest.raises(ContractError, match=r"^decode: .* less than 2\^31 numbers a row, and this has 65536 x 32768\."):
+        split_decode(q, k, k, None, torch.tensor([2**15], dtype=torch.int32), mask, None)
+
+
 def test_off_the_gpu_the_triton_kernels_are_refused() -> None:
     q, k, v = given(2, 1, 9)
     with using({"decode": "triton"}), pytest.raises(ContractError, match=r"^kernels\.decode: .* runs on cuda"):

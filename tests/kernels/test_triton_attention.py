@@ -48,7 +48,7 @@ def interpreted() -> dict[str, Any]:
 CASES = (
     "layout 0", "layout 1", "heads (1, 1, 128)", "heads (4, 2, 16)", "heads (2, 2, 80)", "half",
     "bfloat16", "bfloat16, wide heads", "padding", "any order", "memory", "soft-cap", "soft-cap, bfloat16", "window",
-    "window, bfloat16",
+    "window, bfloat16", "without TMA", "half, without TMA",
 )  # fmt: skip
 
 

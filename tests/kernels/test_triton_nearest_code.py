@@ -10,14 +10,11 @@ from interpreting import interpret
 
 pytest.importorskip("triton", reason="triton is not installed: it comes with torch on Linux only")
 
-from compiling import PRODUCTS, SHARED_MEMORY, compiled
+import launches
 
 from mmkit.errors import ContractError
 from mmkit.kernels.dispatch import using
-from mmkit.kernels.triton_launch import configuration
 from mmkit.kernels.vq import fused, nearest_code
-from mmkit.kernels.vq import triton_kernels as kernels
-from mmkit.kernels.vq.triton import CHANNELS, COMBINED, TABLE
 
 CASES = (
     "70 vectors, 200 codes of 3", "64 vectors, 64 codes of 16", "130 vectors, 190 codes of 32", "65 vectors, 129 codes of 64",
@@ -51,23 +48,10 @@ def test_every_case_is_looked_at(interpreted: dict[str, Any]) -> None:
     assert set(interpreted) == {*CASES, *TIES, "not a number", "no vectors"}
 
 
-@pytest.mark.parametrize(("arch", "channels"), [(90, 8), (90, 32), (90, 256), (80, 256), (100, 32)])
+@pytest.mark.parametrize(("arch", "channels"), [(90, 8), (90, 256), (80, 256)])
 def test_a_shipped_tile_neither_spills_nor_outgrows_its_memory(arch: int, channels: int) -> None:
-    wide = next((c for c in CHANNELS if c >= channels), CHANNELS[-1])
-    tile = configuration(TABLE, arch, wide)
-    types = dict.fromkeys(kernels.nearest.arg_names, "i32") | {
-        "vectors": "*fp32", "codes": "*fp32", "half": "*fp32", "least": "*fp32", "found": "*i32",
-    }  # fmt: skip
-    fixed = {"C": channels, "WHOLE": channels <= wide, "TILE_M": tile.m, "TILE_N": tile.n, "TILE_C": wide}
-    code = compiled(kernels.nearest, arch, types, fixed, warps=tile.warps, stages=tile.stages)
-    assert code.shared <= SHARED_MEMORY[arch]
-    assert not code.spills, "registers are spilled"
-    assert code.products == {PRODUCTS[arch]}, "products are not what this GPU is fastest at"
-
-
-def test_the_combination_does_not_spill() -> None:
-    types = {"least": "*fp32", "found": "*i32", "out": "*i64", "V": "i32", "parts": "i32"}
-    assert not compiled(kernels.combine, 90, types, {"TILE_M": COMBINED}, warps=4, stages=1).spills
+    code = launches.nearest_code("nearest", arch, channels).compiled(arch)
+    assert not (wrong := launches.MAIN["nearest_code"]["nearest"].faults(code, arch)), wrong
 
 
 def test_off_the_gpu_they_are_refused() -> None:

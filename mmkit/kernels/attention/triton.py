@@ -37,11 +37,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """What the three kernels run with."""
+    """What the three kernels run with, and whether operands come by TMA."""
 
     forward: Tile
     keys: Tile
     queries: Tile
+    tma: bool = True
 
 
 TABLE: dict[tuple[int, int], Tiles] = {
@@ -50,8 +51,8 @@ TABLE: dict[tuple[int, int], Tiles] = {
     (100, 128): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
     (90, 64): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
     (90, 128): Tiles(Tile(128, 128, 8, 2), Tile(32, 128, 8, 2), Tile(128, 64, 8, 2)),
-    (80, 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
-    (80, 128): Tiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    (80, 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2), tma=False),
+    (80, 128): Tiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), tma=False),
 }
 INTERPRETED = Tiles(Tile(128, 64, 1, 1), Tile(64, 128, 1, 1), Tile(128, 64, 1, 1))
 """The interpreter runs a tile at a time in numpy: few large ones."""
@@ -101,12 +102,13 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """``out [Q, N, H]`` and ``lse [N, Q]``, the base-2 logarithm of each row's sum; a `softcap` of 0 is none."""
     count, heads, width = q.shape
-    tile = _tiles(q).forward
+    use = _tiles(q)
+    tile = use.forward
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((heads, count), dtype=torch.float32, device=q.device)
     kernels.forward[(-(-count // tile.m), heads)](
-        _rows(q, tile.m), _rows(k, tile.n), _rows(v, tile.n), out, lse, *bounds, *lists[:3],
-        count, len(k), heads, scale, heads // k.shape[1], width, tile.m, tile.n, BLOCK, softcap, **_options(tile),
+        *_rows(use, (q, tile.m), (k, tile.n), (v, tile.n)), out, lse, *bounds, *lists[:3],
+        count, len(k), heads, scale, heads // k.shape[1], width, tile.m, tile.n, BLOCK, softcap, use.tma, **_options(tile),
     )  # fmt: skip
     return out, lse
 
@@ -125,16 +127,17 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of queries, keys and values."""
     (count, heads, width), (keys, key_heads, _) = q.shape, k.shape
-    both = _tiles(q)
+    use = _tiles(q)
     delta = (grad.float() * out.float()).sum(-1).t().contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     for kernel, tile, into, grid, side, rows in (
-        (kernels.backward_keys, both.keys, (dk, dv), (-(-keys // both.keys.n), key_heads), lists[3:], key_heads),
-        (kernels.backward_queries, both.queries, (dq,), (-(-count // both.queries.m), heads), lists[:3], heads),
+        (kernels.backward_keys, use.keys, (dk, dv), (-(-keys // use.keys.n), key_heads), lists[3:], key_heads),
+        (kernels.backward_queries, use.queries, (dq,), (-(-count // use.queries.m), heads), lists[:3], heads),
     ):
         kernel[grid](
-            _rows(q, tile.m), _rows(k, tile.n), _rows(v, tile.n), _rows(grad, tile.m), lse, delta, *into, *bounds, *side,
-            count, keys, rows, scale, heads // key_heads, width, tile.m, tile.n, BLOCK, softcap, **_options(tile),
+            *_rows(use, (q, tile.m), (k, tile.n), (v, tile.n), (grad, tile.m)), lse, delta, *into, *bounds, *side,
+            count, keys, rows, scale, heads // key_heads, width, tile.m, tile.n, BLOCK, softcap, use.tma,
+            **_options(tile),
         )  # fmt: skip
     return dq, dk, dv
 
@@ -158,11 +161,24 @@ def _gradients(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
 _attention.register_autograd(_gradients, setup_context=_save)
 
 
-def _rows(x_TNH: Tensor, rows: int) -> TensorDescriptor:
-    """Heads side by side in a row, read by `rows` tokens of one head at once; what is past the end reads as 0."""
+def _rows(use: Tiles, *operands: tuple[Tensor, int]) -> list[Tensor | TensorDescriptor]:
+    """Operands as the kernels take them: with TMA, by so many tokens of one head at once."""
+    if not use.tma:
+        return [_aligned(x_TNH, end_to_end=True) for x_TNH, _ in operands]
+    return [_descriptor(_aligned(x_TNH), rows) for x_TNH, rows in operands]
+
+
+def _aligned(x_TNH: Tensor, end_to_end: bool = False) -> Tensor:
+    """Heads side by side in a row, and rows that begin at 16 bytes: a copy where they do not, or do not lie `end_to_end`."""
+    if x_TNH.data_ptr() % 16:
+        return x_TNH.clone(memory_format=torch.contiguous_format)
+    side_by_side = x_TNH.stride()[1:] == (x_TNH.shape[2], 1) and x_TNH.stride(0) * x_TNH.itemsize % 16 == 0
+    return x_TNH if side_by_side and not end_to_end else x_TNH.contiguous()
+
+
+def _descriptor(x_TNH: Tensor, rows: int) -> TensorDescriptor:
+    """Read by `rows` tokens of one head at once; what is past the end reads as 0."""
     count, heads, width = x_TNH.shape
-    if x_TNH.stride()[1:] != (width, 1) or x_TNH.stride(0) * x_TNH.itemsize % 16 or x_TNH.data_ptr() % 16:
-        x_TNH = x_TNH.contiguous()
     return TensorDescriptor(x_TNH, [count, heads * width], [x_TNH.stride(0), 1], [rows, width])
 
 

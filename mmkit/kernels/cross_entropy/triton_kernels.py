@@ -109,6 +109,8 @@ def gradient(
     if TMA:
         out.store([m * TILE_M, n * TILE_N], dl_MN.to(out.dtype))
     else:
-        place_MN = row_M.to(tl.int64)[:, None] * (tl.cdiv(V, ALIGNED) * ALIGNED) + (n * TILE_N + col_N)[None, :]
-        inside_MN = real_M[:, None] & (col_N < V - n * TILE_N)[None, :]
+        # What lies between the last code and the next row may be written, too: so whole vectors are.
+        wide = tl.cdiv(V, ALIGNED) * ALIGNED
+        place_MN = row_M.to(tl.int64)[:, None] * wide + (n * TILE_N + col_N)[None, :]
+        inside_MN = real_M[:, None] & (col_N < wide - n * TILE_N)[None, :]
         tl.store(out + place_MN, dl_MN.to(out.dtype.element_ty), mask=inside_MN)

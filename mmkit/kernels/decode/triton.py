@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mmkit.errors import ContractError
 from mmkit.kernels.decode import triton_kernels as kernels
 from mmkit.kernels.triton_launch import entry, interpreted, options, processors, refusal
 from mmkit.kernels.waves import parts_of
@@ -87,6 +88,9 @@ def _decode(
         return out
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     (count, tokens, heads, head_width), (_, key_heads, columns, _) = q.shape, k.shape
+    if mask is not None and tokens * columns >= 2**31:
+        fact = f"the kernel 'triton' takes masks of less than 2^31 numbers a row, and this has {tokens} x {columns}"
+        raise ContractError("decode", fact, "give fewer new tokens at once, or take `sdpa`")
     groups = heads // key_heads
     width = next(w for w in WIDTHS if w >= head_width)
     queries = next((m for m in QUERIES if m >= tokens * groups), QUERIES[-1])

@@ -46,7 +46,7 @@ def _turn_rows(
     row_M = tile * TILE_M + tl.arange(0, TILE_M)
     token_M = (row_M // N).to(tl.int64)
     real_M = token_M < T
-    from_M = token_M * token + (row_M % N) * head
+    from_M = token_M * token + (row_M % N).to(tl.int64) * head
     to_M = row_M.to(tl.int64) * H
     a_MF = _take(x, from_M, real_M, 0, F, TILE_F)
     b_MF = _take(x, from_M, real_M, F, F, TILE_F)
@@ -112,7 +112,7 @@ def _unturn_rows(
         row_M = tile * TILE_M + tl.arange(0, TILE_M)
         token_M = (row_M // N).to(tl.int64)
         real_M = token_M < T
-        grad_M = token_M * grad_token + (row_M % N) * grad_head
+        grad_M = token_M * grad_token + (row_M % N).to(tl.int64) * grad_head
         to_M = row_M.to(tl.int64) * H
         a_MF = _take(grad, grad_M, real_M, 0, F, TILE_F)
         b_MF = _take(grad, grad_M, real_M, F, F, TILE_F)
@@ -125,7 +125,7 @@ def _unturn_rows(
             b_MF = b_MF * cos_MF - a_MF * sin_MF
             a_MF = back_MF
         if weight is not None:
-            from_M = token_M * token + (row_M % N) * head
+            from_M = token_M * token + (row_M % N).to(tl.int64) * head
             xa_MF = _take(x, from_M, real_M, 0, F, TILE_F)
             xb_MF = _take(x, from_M, real_M, F, F, TILE_F)
             square_M = tl.sum(xa_MF * xa_MF + xb_MF * xb_MF, 1)
