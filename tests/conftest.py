@@ -15,6 +15,9 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# To search all that is imported for garbage again and again takes a tenth of the time.
+gc.set_threshold(50_000, 20, 20)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--update-golden`` writes the files of tests/golden anew instead of comparing with them; the others are the matrix's."""
@@ -30,10 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: to search all of it for garbage again and again takes a tenth of the time."""
-    gc.collect()
+    """What is imported by now stays, and is no garbage."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
