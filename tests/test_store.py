@@ -229,7 +229,6 @@ from pathlib import Path
 from test_store import Double, ask, pictures
 from mmkit.store import Store
 store, tokenizer = Store(Path(sys.argv[1])), Double()
-torch.set_num_threads(1)
 print("ready", flush=True)
 sys.stdin.readline()
 for seed in range(int(sys.argv[3]), int(sys.argv[4])):
@@ -242,8 +241,7 @@ print("asked", tokenizer.asked, flush=True)
 def writer(folder: Path, start: int, stop: int) -> subprocess.Popen:
     """A process that keeps what it gives for many contents, once it is told to begin."""
     program = [sys.executable, "-c", PROGRAM, str(folder), str(Path(__file__).parent), str(start), str(stop)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def count(path: Path) -> int:
@@ -252,16 +250,8 @@ def count(path: Path) -> int:
         return connection.execute("SELECT count(*) FROM kept").fetchone()[0]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
-def test_two_processes_at_once_keep_everything(tmp_path, one_thread):
+def test_two_processes_at_once_keep_everything(tmp_path):
     both = [writer(tmp_path, 0, 200), writer(tmp_path, 100, 300)]
     assert all(each.stdout.readline() == "ready\n" for each in both)
     for each in both:
@@ -283,7 +273,6 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_store import Double, ask, pictures
 from mmkit.store import Store
-torch.set_num_threads(1)
 for number in range(20):
     reader, told = os.pipe()
     child = os.fork()
@@ -294,10 +283,10 @@ for number in range(20):
             os.write(told, seed.to_bytes(4, "big"))
         os._exit(1)
     os.close(told)
+    seeds = os.read(reader, 4) if number % 5 else b""
     print(child, flush=True)
     sys.stdin.readline()
     os.waitpid(child, 0)
-    seeds = b""
     while data := os.read(reader, 65536):
         seeds += data
     print(len(seeds) // 4, flush=True)
@@ -305,20 +294,20 @@ for number in range(20):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_keeps_what_was_kept(tmp_path, one_thread):
-    """Twenty writers, each killed in the middle of its work; what each had kept by then is there."""
+def test_killed_at_any_moment_it_keeps_what_was_kept(tmp_path):
+    """Twenty writers, each fifth killed as it begins, the others in the middle of their work; what each had kept is there."""
     program = [sys.executable, "-c", FORKED, str(tmp_path), str(Path(__file__).parent)]
     chance = random.Random(0)
     kept = []
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         for _ in range(20):
             child = int(process.stdout.readline())
-            time.sleep(chance.uniform(0.05, 0.3))
+            time.sleep(chance.uniform(0, 0.1))
             os.kill(child, signal.SIGKILL)
             process.stdin.write("killed\n")
             process.stdin.flush()
             kept.append(int(process.stdout.readline()))
-    assert sum(kept) > 20 and max(kept) < 1000, kept
+    assert sum(map(bool, kept)) >= 16 and max(kept) < 1000, kept
     store, tokenizer = Store(tmp_path), Double()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,9 +67,11 @@ class Here(Launcher):
         return Ended(0)
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr("mmkit.ablate.running.POLL", 0.0)
+@pytest.fixture(scope="module", autouse=True)
+def at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmkit.ablate.running.POLL", 0.0)
+        yield
 
 
 def outcome(folder):
@@ -79,6 +82,14 @@ def outcome(folder):
 
 
 ALL = ["dense/seed-0", "moe/seed-0", "dense/seed-1", "moe/seed-1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a grid that ran from beginning to end, not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_grid(grid(folder, PAIR), folder / "runs", Here(), 1, QUIET)
+    return folder / "runs"
 
 
 def test_a_grid_runs_each_arm_with_each_seed_once(tmp_path):
@@ -95,16 +106,15 @@ def test_a_grid_runs_each_arm_with_each_seed_once(tmp_path):
     assert again.started == ALL and len(json.loads((tmp_path / "runs/moe/seed-1/report.json").read_text())["log"]) == 2
 
 
-def test_an_interrupted_grid_continues_to_the_same_result(tmp_path):
-    found, one, other = grid(tmp_path, PAIR), tmp_path / "one", tmp_path / "other"
-    run_grid(found, one, Here(), 1, QUIET)
+def test_an_interrupted_grid_continues_to_the_same_result(whole, tmp_path):
+    found, other = grid(tmp_path, PAIR), tmp_path / "other"
     with pytest.raises(TrainError, match=r"stopped, with 1 of 4 runs finished.*the same command continues"):
         run_grid(found, other, Here(interrupt="moe/seed-0"), 1, QUIET)
     assert [name for name, _ in entries(found, other, 1)] == ["dense"]
     rest = Here()
     run_grid(found, other, rest, 1, QUIET)
     assert rest.started == ALL[1:]
-    assert all(outcome(one / name) == outcome(other / name) for name in ALL)
+    assert all(outcome(whole / name) == outcome(other / name) for name in ALL)
 
 
 def test_a_run_cut_short_at_a_step_continues_from_it(tmp_path, monkeypatch):
@@ -120,7 +130,6 @@ def test_a_run_cut_short_at_a_step_continues_from_it(tmp_path, monkeypatch):
     with pytest.raises(MmkitError, match="power"):
         run_grid(found, out, Here(), 1, QUIET)
     monkeypatch.undo()
-    monkeypatch.setattr("mmkit.ablate.running.POLL", 0.0)
     first = runs_of(found, out)[0]
     assert not finished(first, 1) and checkpoint.latest(first.folder).name == "step-00000001"
     assert step_reached(first) == "step 1/3"
@@ -191,9 +200,8 @@ def test_folders_that_hold_something_else_are_refused_together_before_anything_r
     assert launcher.started == [] and (out / "dense/seed-0/report.json").is_file()
 
 
-def test_half_written_runs_are_finished(tmp_path):
-    found, out = grid(tmp_path, PAIR), tmp_path / "runs"
-    run_grid(found, out, Here(), 1, QUIET)
+def test_half_written_runs_are_finished(whole, tmp_path):
+    found, out = grid(tmp_path, PAIR), Path(shutil.copytree(whole, tmp_path / "runs", symlinks=True))
     before = [outcome(out / name) for name in ALL]
     (out / "dense/seed-0/judged.json").write_text('{"per_ta')
     (out / "dense/seed-1/report.json").unlink()
@@ -220,7 +228,7 @@ def command(path: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "mmkit", "ablate", str(path), *LONG, "--out", str(out), "--per-task", "1"]
 
 
-def wait_until(condition, seconds=90.0):
+def wait_until(condition, seconds=150.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -24,7 +24,7 @@ def outcome() -> dict[str, Any]:
         script = Path(__file__).with_name("killing.py")
         done = subprocess.run(
             [sys.executable, str(script), folder, str(KILLS)],
-            capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=240,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -158,6 +158,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     known = copy.deepcopy(registries.load())
     known.add(Plugin(), "mmkit-launchers", "1.0")
     monkeypatch.setattr(registries, "load", lambda: known)
+    monkeypatch.setattr("mmkit.ablate.running.POLL", 0.0)
 
 
 def test_failed_runs_are_shown_and_told_by_the_exit_status(file: str, plugin: None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,15 +10,6 @@ from torch import Tensor
 
 from mmkit.contracts.values import Request, Targets
 from mmkit.testing.standin import StandIn, ask, fit, write
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are so small that a second thread costs ten times what it saves."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def spans_of(tokens: Tensor, lengths: tuple[int, ...], streams: tuple[str, ...], seeds: tuple[int, ...]) -> Targets:

@@ -57,12 +57,10 @@ def test_a_list_is_read_without_importing_anything_of_it(site: Site) -> None:
 def test_a_recipe_imports_only_the_plugins_it_names(site: Site, tmp_path: Path) -> None:
     for n in range(5):
         site.add(f"few-{n}", {f"connector.few{n}": f"few{n}:Glue"}, {f"few{n}/__init__.py": PART})
+    site.read()
     (tmp_path / "r.yaml").write_text(RECIPE % "few3")
-    code = (
-        "import sys\nfrom mmkit.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\nprint(*sys.modules)"
-    )
-    said, modules = python(code, "check", str(tmp_path / "r.yaml")).splitlines()
-    assert "OK" in said and [m for m in modules.split() if m.startswith("few")] == ["few3"]
+    assert "OK" in mmkit("check", str(tmp_path / "r.yaml"))
+    assert [name for name in sys.modules if name.startswith("few")] == ["few3"]
 
 
 FOUND = """
@@ -72,29 +70,30 @@ def found(name):
     entry = registry.load().find("connector", name)
     return entry.owner, entry.load().__name__
 """
-SPAWNED = """
-import multiprocessing
-if __name__ == "__main__":
-    with multiprocessing.get_context("spawn").Pool(2) as pool: print(*pool.map(found, ["far", "far"]))
-"""
 RANKS = """
-from torch import distributed
-distributed.init_process_group("gloo")
-everyone = [None] * distributed.get_world_size()
-distributed.all_gather_object(everyone, found("far"))
-if distributed.get_rank() == 0: print(*everyone)
-distributed.destroy_process_group()
+def rank(number, meeting):
+    from torch import distributed
+    distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=2)
+    everyone = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, found("far"))
+    distributed.destroy_process_group()
+    return everyone
+
+if __name__ == "__main__":
+    import multiprocessing, sys
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for everyone in pool.starmap(rank, [(0, sys.argv[1]), (1, sys.argv[1])], chunksize=1): print(*everyone)
 """
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-@pytest.mark.parametrize(("started", "script"), [((), SPAWNED), (TORCHRUN, RANKS)], ids=["spawned workers", "ranks"])
-def test_every_process_finds_the_same(started: tuple[str, ...], script: str, site: Site, tmp_path: Path) -> None:
+def test_every_process_finds_the_same(site: Site, tmp_path: Path) -> None:
+    """Spawned workers, which are the ranks of one group."""
     site.add("far-kit", {"connector.far": "far_kit:Glue"}, {"far_kit/__init__.py": PART})
     file = tmp_path / "script.py"
-    file.write_text(FOUND + script)
-    done = subprocess.run([sys.executable, *started, str(file)], capture_output=True, text=True, check=False)
-    assert done.stdout == "('far-kit', 'Glue') ('far-kit', 'Glue')\n", done.stderr
+    file.write_text(FOUND + RANKS)
+    run = [sys.executable, str(file), (tmp_path / "meeting").as_uri()]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.stdout == "('far-kit', 'Glue') ('far-kit', 'Glue')\n" * 2, done.stderr
 
 
 def test_recipes_and_commands_of_plugins(site: Site) -> None:

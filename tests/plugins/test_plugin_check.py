@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -176,22 +177,29 @@ def test_code_that_cannot_be_imported(text: str, reason: str, site: Site) -> Non
     assert reason in wrong["it is imported, and is of its kind"], wrong
 
 
-@pytest.mark.parametrize("where", ["at import", "while it is looked at"])
-def test_a_plugin_that_hangs(where: str, site: Site) -> None:
-    hang = "import time\ntime.sleep(600)\n"
+def test_plugins_that_hang(site: Site) -> None:
+    """At import, and while one is looked at: at the same time, since each takes all that it is given."""
     late = SOURCE + "\n        @staticmethod\n        def misbehave():\n            import time; time.sleep(600)\n"
-    site.add(
-        "stuck-kit",
-        {"source.stuck": "stuck_kit:Nothing"},
-        {"stuck_kit/__init__.py": hang if where == "at import" else late},
-    )
+    hanging = {"stuck": "import time\ntime.sleep(600)\n", "late": late}
+    for name, text in hanging.items():
+        site.add(f"{name}-kit", {f"source.{name}": f"{name}_kit:Nothing"}, {f"{name}_kit/__init__.py": text})
     add(site, "calm")
+    targets = checking.targets(("stuck-kit", "calm-kit"), Path())
     start = time.monotonic()
-    told = [f for f in findings("stuck-kit", "calm-kit", "--timeout", "10") if not f["ok"]]
-    assert [(f["entry"], f["check"]) for f in told] == [("source/stuck", "it comes to an end")]
-    assert (
-        told[0]["reason"] == "still running after 10 s; `--timeout` gives it longer" and time.monotonic() - start < 60
-    )
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(lambda: [vars(f) for t in targets for f in checking.check(t, Path(), 10, str)])
+        told = [*findings("late-kit", "calm-kit", "--timeout", "10"), *other.result()]
+    wrong = [f for f in told if not f["ok"]]
+    assert [(f["entry"], f["check"]) for f in wrong] == [
+        (f"source/{n}", "it comes to an end") for n in ("late", "stuck")
+    ]
+    assert {f["reason"] for f in wrong} == {"still running after 10 s; `--timeout` gives it longer"}
+    assert [f["entry"] for f in told if f["check"] == "it stays the same"] == [
+        "source/late",
+        "source/calm",
+        "source/calm",
+    ]
+    assert time.monotonic() - start < 60
 
 
 def test_a_list_that_is_wrong_by_itself(site: Site) -> None:
@@ -236,17 +244,15 @@ def test_recipes_and_commands(site: Site) -> None:
 
 def test_weights_that_are_not_on_this_machine_are_no_mistake_of_a_recipe(site: Site) -> None:
     part = "{type: kl_vae, channels: 4, stride: 4, frozen: true, weights: nowhere/file.safetensors"
+    files = {"far_kit/__init__.py": ""}
     for name, rest in (("right", "}"), ("wrong", ", strides: 4}")):
         recipe = f"model: {{tokenizers: {{pixels: {part}{rest}}}}}\ndata: [{{type: shapes}}]\ntrain: {{steps: 1}}\n"
-        module = f"{name}_kit"
-        site.add(
-            f"{name}-kit",
-            {f"recipe.{name}-tiny": module},
-            {f"{module}/__init__.py": "", f"{module}/{name}-tiny.yaml": recipe},
-        )
+        files[f"far_kit/{name}-tiny.yaml"] = recipe
+    site.add("far-kit", {"recipe.right-tiny": "far_kit", "recipe.wrong-tiny": "far_kit"}, files)
     site.read()
-    assert not failed("right-kit")
-    assert "strides" in failed("wrong-kit")["the recipe has no mistake"]
+    told = {str(f["entry"]): f for f in findings("far-kit") if f["check"] == "the recipe has no mistake"}
+    right, wrong = told["recipe/right-tiny"], told["recipe/wrong-tiny"]
+    assert right["ok"] and not wrong["ok"] and "strides" in str(wrong["reason"])
 
 
 def test_options_that_only_an_import_tells(site: Site) -> None:

@@ -21,6 +21,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     from pretended import install
     from submitit import SlurmJob
 
+    monkeypatch.setattr("mmkit.ablate.launchers.slurm.PATIENCE", 0.2)  # this cluster answers at once
+
     SlurmJob.watcher.clear()  # it remembers how jobs of these numbers ended in other tests
     root = install(tmp_path / "cluster", monkeypatch)
     yield root

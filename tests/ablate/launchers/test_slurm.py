@@ -140,8 +140,7 @@ def test_the_folder_of_a_queued_run_is_still_the_grids(tmp_path, held):
 
 
 @pytest.mark.slow
-def test_a_grid_runs_on_the_cluster(tmp_path, cluster, monkeypatch, capsys):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_grid_runs_on_the_cluster(tmp_path, cluster, capsys):
     found, out = grid(tmp_path, TWO), tmp_path / "runs"
     assert run_grid(found, out, launcher(jobs=2), 1, Watch()) == ()
     assert all(finished(run, 1) for run in runs_of(found, out))
@@ -155,8 +154,7 @@ def test_a_grid_runs_on_the_cluster(tmp_path, cluster, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_out_of_time_saves_is_queued_again_and_ends(tmp_path, cluster, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_run_out_of_time_saves_is_queued_again_and_ends(tmp_path, cluster):
     (run,) = runs_of(grid(tmp_path, ONE, "train.steps=400", "train.save_every=0"), tmp_path / "runs")
     started = launcher().start(Job(run.recipe.text, run.folder, tmp_path / "shared", 1, str(run)))
     log = run.folder / "log.jsonl"
@@ -169,8 +167,7 @@ def test_a_run_out_of_time_saves_is_queued_again_and_ends(tmp_path, cluster, mon
 
 
 @pytest.mark.slow
-def test_a_cancelled_run_saves(tmp_path, cluster, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_cancelled_run_saves(tmp_path, cluster):
     (run,) = runs_of(grid(tmp_path, ONE, "train.steps=5000", "train.save_every=0"), tmp_path / "runs")
     started = launcher().start(Job(run.recipe.text, run.folder, tmp_path / "shared", 1, str(run)))
     log = run.folder / "log.jsonl"
