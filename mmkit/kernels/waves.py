@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 PARTS = 256
 """Into how many parts a loop is split at most."""
 START = 1
@@ -10,6 +12,7 @@ COMBINING = 2
 """What a second kernel takes that combines the parts, in the time of a tile."""
 
 
+@functools.lru_cache(4096)
 def parts_of(programs: int, tiles: int, room: int, ragged: bool = False) -> int:
     """Into how many parts loops of `tiles` tiles are split, where unsplit ones are run by `programs` programs, `room` of which run
     at a time.
