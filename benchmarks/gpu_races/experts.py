@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from mixtures import Run, Shape, liger, own, transformers
@@ -81,29 +82,28 @@ def races(scale: Scale) -> Iterator[Race]:
 def configurations(scale: Scale) -> Iterator[Race]:
     """Each kernel's tile as it is and two others, for the tiles of rows that the large layer has."""
     shape = scale.of(QWEN, TOY)
-
-    def runs() -> dict[str, Run]:
-        base = triton.INTERPRETED
-        if not scale.toy:
-            rows = triton.tile_rows(shape.tokens * shape.k, shape.experts)
-            base = configuration(triton.TABLE, architecture(torch.empty(0, device="cuda")), rows)
-        tried = {
-            "up": [triton.Tile(64, 64, 4, 4), triton.Tile(128, 64, 8, 4)],
-            "rows": [triton.Tile(128, 64, 8, 4), triton.Tile(128, 64, 4, 3)],
-            "inner": [triton.Tile(64, 64, 4, 4), triton.Tile(64, 64, 8, 3)],
-            "matrices": [(64, triton.Tile(128, 256, 8, 3)), (64, triton.Tile(128, 128, 4, 3))],
-        }
-        found: dict[str, Run] = {"triton": own("triton")}
-        for kernel, choices in tried.items():
-            for choice in choices:
-                tile = choice[1] if isinstance(choice, tuple) else choice
-                name = f"{kernel} {tile.n}x{tile.k}, {tile.warps} warps, {tile.stages} stages"
-                found[name] = Under(
-                    partial(instead, triton.TABLE, replace(base, **{kernel: choice})), found["triton"]
-                )  # fmt: skip
-        return found
-
+    tried = {
+        "up": [triton.Tile(64, 64, 4, 4), triton.Tile(128, 64, 8, 4)],
+        "rows": [triton.Tile(128, 64, 8, 4), triton.Tile(128, 64, 4, 3)],
+        "inner": [triton.Tile(64, 64, 4, 4), triton.Tile(64, 64, 8, 3)],
+        "matrices": [(64, triton.Tile(128, 256, 8, 3)), (64, triton.Tile(128, 128, 4, 3))],
+    }
+    runs = partial(otherwise, scale, triton.tile_rows(shape.tokens * shape.k, shape.experts), own("triton"), tried)
     yield replace(_race(scale, shape, True, ()), runs=runs)
+
+
+def otherwise(scale: Scale, rows: int, ours: Run, tried: dict[str, list[Any]]) -> dict[str, Run]:
+    """A run of the kernels with the tiles they have for so many rows of a tile, and with each of others instead, by kernel."""
+    base = triton.INTERPRETED
+    if not scale.toy:
+        base = configuration(triton.TABLE, architecture(torch.empty(0, device="cuda")), rows)
+    found: dict[str, Run] = {"triton": ours}
+    for kernel, choices in tried.items():
+        for choice in choices:
+            tile = choice[1] if isinstance(choice, tuple) else choice
+            name = f"{kernel} {tile.n}x{tile.k}, {tile.warps} warps, {tile.stages} stages"
+            found[name] = Under(partial(instead, triton.TABLE, replace(base, **{kernel: choice})), ours)
+    return found
 
 
 def _race(scale: Scale, shape: Shape, grad: bool, goals: tuple[Goal, ...]) -> Race:

@@ -4,9 +4,11 @@ own layers, one product after the other, and beside torch's grouped product, for
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
+from gpu_races.experts import otherwise
 from races import Check, Race, compared
 from scale import Scale
 from torch import Tensor
@@ -53,16 +55,34 @@ def races(scale: Scale) -> Iterator[Race]:
     """Projections of two towers, forward alone and with the backward pass."""
     for shape in scale.of(SHAPES, (TOY,)):
         for grad in (False, True):
-            yield Race(
-                "grouped_linear", str(shape), partial(shape.inputs, scale.dtype, scale.device, grad),
-                partial(_runs, shape, scale.device), "triton", grad, shape.flops, shape.bytes,
-            )  # fmt: skip
+            yield _race(scale, shape, grad)
 
 
-def _runs(shape: Shape, device: str) -> dict[str, Run]:
-    load_G = torch.tensor(shape.loads, device=device)
-    return {
-        "triton": lambda x, *own: triton.grouped_linear(x, own, load_G),
-        "tower by tower": shape.by_tower,
-        "stack, grouped": shape.stacked(device),
+def configurations(scale: Scale) -> Iterator[Race]:
+    """Each kernel's tile as it is and two others, for the largest projection."""
+    shape = scale.of(SHAPES[0], TOY)
+    tried = {
+        "rows": [triton.Tile(128, 64, 8, 4), triton.Tile(128, 64, 4, 3)],
+        "matrices": [(64, triton.Tile(128, 256, 8, 3)), (64, triton.Tile(128, 128, 4, 3))],
     }
+    rows = triton.tile_rows(sum(shape.loads), len(shape.loads))
+    yield replace(
+        _race(scale, shape, True), runs=lambda: otherwise(scale, rows, _ours(shape, scale.device), tried)
+    )  # fmt: skip
+
+
+def _race(scale: Scale, shape: Shape, grad: bool) -> Race:
+    def runs() -> dict[str, Run]:
+        return {
+            "triton": _ours(shape, scale.device),
+            "tower by tower": shape.by_tower,
+            "stack, grouped": shape.stacked(scale.device),
+        }
+
+    inputs = partial(shape.inputs, scale.dtype, scale.device, grad)
+    return Race("grouped_linear", str(shape), inputs, runs, "triton", grad, shape.flops, shape.bytes)
+
+
+def _ours(shape: Shape, device: str) -> Run:
+    load_G = torch.tensor(shape.loads, device=device)
+    return lambda x, *own: triton.grouped_linear(x, own, load_G)

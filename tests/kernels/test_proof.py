@@ -38,11 +38,11 @@ def trials() -> Iterator[Trial]:
     generator = torch.Generator().manual_seed(0)
     shapes = (9, 16), (2, 8, 16)
     inputs = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-    yield Trial("nine rows", (*inputs, torch.tensor([4, 5])), lambda f, *given: f(*given))
+    yield Trial("nine rows", (*inputs, torch.tensor([4, 5])), lambda f, *given: f(*given, None))
 
 
 @kernel(trials=TRIALS)
-def right(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def right(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Is right, counts its runs and notes what it runs in."""
     ran["right"] += 1
     seen.append(
@@ -54,70 +54,70 @@ def right(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
             "thread": threading.current_thread().name,
         }
     )
-    return reference(x_AD, weight_GND, load_G)
+    return reference(x_AD, weight_GND, load_G, None)
 
 
 @kernel(trials=TRIALS)
-def off(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def off(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Has one number that is a little off, as at the edge of a tile."""
     ran["off"] += 1
-    out = reference(x_AD, weight_GND, load_G).clone()
+    out = reference(x_AD, weight_GND, load_G, None).clone()
     out[-1, -1] += 1e-3
     return out
 
 
 @kernel(trials=TRIALS)
-def unwritten(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def unwritten(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Leaves a NaN."""
-    out = reference(x_AD, weight_GND, load_G).clone()
+    out = reference(x_AD, weight_GND, load_G, None).clone()
     out[0, 0] = float("nan")
     return out
 
 
 @kernel(trials=TRIALS)
-def unsteady(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def unsteady(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Differs in the last bit every time."""
     ran["unsteady"] += 1
-    return reference(x_AD, weight_GND, load_G) * (1 + ran["unsteady"] * torch.finfo(x_AD.dtype).eps)
+    return reference(x_AD, weight_GND, load_G, None) * (1 + ran["unsteady"] * torch.finfo(x_AD.dtype).eps)
 
 
 @kernel(trials=TRIALS)
-def wide(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def wide(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Gives another dtype."""
-    return reference(x_AD, weight_GND, load_G).double()
+    return reference(x_AD, weight_GND, load_G, None).double()
 
 
 @kernel(trials=TRIALS)
-def astray(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def astray(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Is right but for a gradient."""
-    return reference(x_AD, weight_GND + 0.1 * (weight_GND - weight_GND.detach()), load_G)
+    return reference(x_AD, weight_GND + 0.1 * (weight_GND - weight_GND.detach()), load_G, None)
 
 
 @kernel(trials=TRIALS)
-def raising(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def raising(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Does not compile."""
     ran["raising"] += 1
     raise ValueError("no\nsuch instruction")
 
 
 @kernel(trials=TRIALS)
-def hungry(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def hungry(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Finds no memory."""
     ran["hungry"] += 1
     raise torch.OutOfMemoryError("all of it is taken")
 
 
 @kernel(dtypes=("float16",), forward_only=("cpu",), trials=TRIALS)
-def narrow(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def narrow(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """Runs in float16 without gradients."""
     ran["narrow"] += 1
-    return reference(x_AD, weight_GND, load_G)
+    return reference(x_AD, weight_GND, load_G, None)
 
 
 @torch.library.custom_op("mmkit_proof_test::product", mutates_args=())
 def product(x: Tensor, weight: Tensor, load: Tensor) -> Tensor:
     ran["product"] += 1
-    return reference(x, weight, load).clone()
+    return reference(x, weight, load, None).clone()
 
 
 @product.register_fake
@@ -126,7 +126,7 @@ def _(x: Tensor, weight: Tensor, load: Tensor) -> Tensor:
 
 
 @kernel(trials=TRIALS)
-def custom(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor) -> Tensor:
+def custom(x_AD: Tensor, weight_GND: Tensor, load_G: Tensor, bias_GN: None = None) -> Tensor:
     """An op of its own, as Triton kernels are."""
     return product(x_AD, weight_GND, load_G)
 
@@ -243,7 +243,7 @@ def test_a_kernel_that_is_named_runs_without_a_proof(monkeypatch: pytest.MonkeyP
     x, weight, load = torch.randn(3, 4), torch.randn(1, 2, 4), torch.tensor([3])
 
     def run() -> None:
-        choose_for(OP, ("right", "reference"), "plain torch", x, weight)(x, weight, load)
+        choose_for(OP, ("right", "reference"), "plain torch", x, weight)(x, weight, load, None)
 
     with using({OP: "raising"}), pytest.raises(ValueError, match="no\nsuch instruction"):
         run()
@@ -367,7 +367,7 @@ def test_a_proof_is_apart_from_what_its_caller_is_doing() -> None:
 @pytest.mark.parametrize("wanted", ["custom", "right"])
 def test_a_choice_made_first_while_compiling_is_a_proof_like_any(wanted: str) -> None:
     def run(x: Tensor, weight: Tensor, load: Tensor) -> Tensor:
-        return choose_for(OP, (wanted, "reference"), "plain torch", x, weight)(x, weight, load) + 1
+        return choose_for(OP, (wanted, "reference"), "plain torch", x, weight)(x, weight, load, None) + 1
 
     x, weight, load = torch.randn(5, 4), torch.randn(1, 3, 4), torch.tensor([5])
     compiled = torch.compile(
