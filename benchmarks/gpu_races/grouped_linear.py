@@ -80,7 +80,8 @@ def _race(scale: Scale, shape: Shape, grad: bool) -> Race:
         }
 
     inputs = partial(shape.inputs, scale.dtype, scale.device, grad)
-    return Race("grouped_linear", str(shape), inputs, runs, "triton", grad, shape.flops, shape.bytes)
+    title = f"{shape}{', with its backward pass' if grad else ''}"
+    return Race("grouped_linear", title, inputs, runs, "triton", grad, shape.flops, shape.bytes)
 
 
 def _ours(shape: Shape, device: str) -> Run:

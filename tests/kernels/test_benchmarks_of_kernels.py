@@ -290,6 +290,10 @@ def test_every_race_is_of_its_modules_op() -> None:
     assert RACED == races.ops("gpu_races").keys() <= {*OPS} and races.ops("cpu_races").keys() <= {*OPS}
 
 
+UNHELD = {"grouped_linear"}
+"""Ops with no goal of their own: its kernels are those of ``experts``, which has."""
+
+
 def test_predictions_are_what_the_arithmetic_gives() -> None:
     """At full size: races are listed without a GPU. Every goal is held by a race at full size, too."""
     import predictions
@@ -300,4 +304,5 @@ def test_predictions_are_what_the_arithmetic_gives() -> None:
     assert predictions.of("NVIDIA H100 80GB HBM3") and not predictions.of("another")
     for name, module in races.ops("gpu_races").items():
         listed = [*module().races(Scale())]
-        assert any(race.goals for race in listed) and len({race.title for race in listed}) == len(listed), name
+        assert any(race.goals for race in listed) or name in UNHELD, name
+        assert len({race.title for race in listed}) == len(listed), name

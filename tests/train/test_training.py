@@ -24,7 +24,10 @@ QUICK = ("train.steps=2", "train.log_every=1", "train.reconstruction.steps=2")
 HEADS = {
     "chameleon": {"say"},
     "mmada": {"mind"},
-    **{kind: {"say", "paint"} for kind in ("transfusion", "hidden", "adaln", "full", "show-o", "janus", "moe")},
+    **{
+        kind: {"say", "paint"}
+        for kind in ("transfusion", "hidden", "adaln", "full", "show-o", "janus", "moe", "windowed")
+    },
 }
 
 

@@ -101,7 +101,7 @@ def packed(part: CausalLM, documents: list[Document], x_TD: Tensor) -> Packed:
     """Documents laid end to end."""
     layout = join(documents, part.positions.axes)
     tokens = layout.tokens
-    plan, window_plan = lower_both(Visibility.of(layout), part.window, "cpu")
+    plan, window_plan = lower_both(Visibility.of(layout), part.window, device="cpu")
     return Packed(
         x_TD, torch.from_numpy(tokens.positions), torch.from_numpy(tokens.stream).long(), plan, window_plan=window_plan
     )
