@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmkit.contracts.options import Sampling
@@ -67,7 +68,15 @@ def _together(
         offset += len(context)
         programs.append(fill(model, context, views, mine, sampling, seed))
     every = {line.row: line for mine in lines for line in mine.values()}
-    return _decode(model, run(model, programs, every))
+    # Nothing here is differentiated, and torch does less for each of the many small operations of a token.
+    with torch.inference_mode():
+        filled = run(model, programs, every)
+    return _decode(model, [[(stream, _usable(tokens)) for stream, tokens in items] for items in filled])
+
+
+def _usable(tokens: Tensor | str) -> Tensor | str:
+    """The same, and gradients may flow through what is computed of it."""
+    return tokens.clone() if isinstance(tokens, Tensor) else tokens
 
 
 def _branches(model: Speaker, segments: Sequence[Segment], sampling: Sampling) -> tuple[str, ...]:

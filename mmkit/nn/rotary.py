@@ -50,5 +50,6 @@ class Rotary:
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._tables:
-            self._tables[device] = tuple(table.to(device) for table in self._tables[torch.device("cpu")])
+            with torch.inference_mode(False):  # what is kept must serve in training, too
+                self._tables[device] = tuple(table.to(device) for table in self._tables[torch.device("cpu")])
         return self._tables[device]
