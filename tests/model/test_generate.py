@@ -174,6 +174,21 @@ def test_seeds_matter_and_repeat() -> None:
     assert not torch.allclose(first, other)
 
 
+@pytest.mark.parametrize("kind", ["transfusion", "show-o"])
+def test_what_was_generated_can_be_learned_from(kind: str) -> None:
+    """It is no tensor of torch's inference mode, and neither is anything the model keeps."""
+    model = tiny.model(kind)
+    (drawn,) = model.generate(["a circle", mmkit.Image(height=24, width=24)])
+    assert not drawn.is_inference() and not any(x.is_inference() for x in model.state_dict().values())
+    scale = torch.ones(1, requires_grad=True)
+    (drawn * scale).square().sum().backward()
+    assert torch.isfinite(scale.grad).all()
+    (batch,) = model.train().batches(
+        [Sample("s", (Segment("text", "a circle"), Segment("image", drawn, "target")))], step=0, budget=4096
+    )
+    sum(x.value_S.sum() for x in model(batch).heads.values()).backward()
+
+
 def test_guidance_of_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """At scale 1 the second branch is not even run, and the result is that of a head without guidance."""
     model = tiny.model("transfusion")
