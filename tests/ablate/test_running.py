@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -249,7 +250,11 @@ def alone(folder):
 def test_a_grid_of_processes_leaves_none_behind_and_continues(number, tmp_path):
     one_arm = "base: base.yaml\naxes: {backbone: {dense: []}}\n"
     path, out = written(tmp_path, one_arm), tmp_path / "runs"
-    process = subprocess.Popen(command(path, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A shell has what it runs in the background ignore the signal, and children inherit that.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command(path, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heeding
+    )
     log = out / "dense/seed-0/log.jsonl"
     wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
     process.send_signal(number)
