@@ -54,13 +54,21 @@ Steps = tuple[float, list[float]]
 
 @dataclass(frozen=True)
 class Row:
-    """mmkit against transformers: medians in milliseconds, and how many times as long transformers takes."""
+    """mmkit against a peer: medians in milliseconds, and how many times as long the peer takes."""
 
     case: str
     peer_ms: float
     ours_ms: float
     ratio: float
     quartiles: tuple[float, float]
+
+    @classmethod
+    def of(cls, case: str, peer: Sequence[float], own: Sequence[float]) -> Row:
+        """Of the seconds that both took, round by round."""
+        low, middle, high = statistics.quantiles(
+            [a / b for a, b in zip(peer, own, strict=True)], n=4, method="inclusive"
+        )
+        return cls(case, statistics.median(peer) * 1e3, statistics.median(own) * 1e3, middle, (low, high))
 
 
 def theirs() -> Any:
@@ -171,12 +179,22 @@ def rows(runs: dict[str, Callable[[], Steps]], rounds: int) -> list[Row]:
                 [s[0] if case == "prefill" else statistics.median(s[1]) for s in found[f"{dtype} {side}"]]
                 for side in ("theirs", "ours")
             )
-            ratios = [a / b for a, b in zip(peer, own, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
             title = f"prefill of {PREFIX}, last logit" if case == "prefill" else f"one token after {PREFIX}"
-            medians = (statistics.median(x) * 1e3 for x in (peer, own))
-            table.append(Row(f"{title}, {dtype}", *medians, middle, (low, high)))
+            table.append(Row.of(f"{title}, {dtype}", peer, own))
     return table
+
+
+def report(found: Sequence[Row], peer: str, off: dict[str, float], rounds: int, path: Path | None) -> None:
+    """Print the table, and write it to a file where one is named."""
+    print(f"| case | {peer}, ms | mmkit, ms | {peer} / mmkit (quartiles) |")
+    print("|---|---|---|---|")
+    for row in found:
+        low, high = row.quartiles
+        print(f"| {row.case} | {row.peer_ms:.1f} | {row.ours_ms:.1f} | {row.ratio:.2f}x ({low:.2f} to {high:.2f}) |")
+    print(f"\nfloat32 weights kept beside the bf16 ones: {held() / 2**20:.0f} MiB")
+    if path:
+        written = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": rounds, "off": off}
+        path.write_text(json.dumps({**written, "rows": [asdict(row) for row in found]}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -200,16 +218,7 @@ def main() -> None:
     for name in DTYPES:
         runs[f"{name} theirs"] = lambda name=name: their_steps(theirs_by[name], ids, options.tokens)
         runs[f"{name} ours"] = lambda name=name: our_steps(ours_by[name], ids, options.tokens)
-    found = rows(runs, options.rounds)
-    print("| case | transformers, ms | mmkit, ms | transformers / mmkit (quartiles) |")
-    print("|---|---|---|---|")
-    for row in found:
-        low, high = row.quartiles
-        print(f"| {row.case} | {row.peer_ms:.1f} | {row.ours_ms:.1f} | {row.ratio:.2f}x ({low:.2f} to {high:.2f}) |")
-    print(f"\nfloat32 weights kept beside the bf16 ones: {held() / 2**20:.0f} MiB")
-    if options.json:
-        written = {"threads": options.threads, "torch": torch.__version__, "rounds": options.rounds, "off": off}
-        options.json.write_text(json.dumps({**written, "rows": [asdict(row) for row in found]}, indent=2) + "\n")
+    report(rows(runs, options.rounds), "transformers", off, options.rounds, options.json)
 
 
 if __name__ == "__main__":

@@ -14,24 +14,22 @@ these ratios and their quartiles; above 1 is in mmkit's favour.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from low_precision import DTYPES, NEAR, Row
+from low_precision import DTYPES, NEAR, Row, report
 from torch import Tensor
 
 import mmkit
 from mmkit.compose import loads
 from mmkit.contracts.options import Sampling
 from mmkit.contracts.values import Condition, Packed
-from mmkit.kernels.linear import forget, held
+from mmkit.kernels.linear import forget
 from mmkit.model import UnifiedModel
 from mmkit.sequence.lowering import lower
 from mmkit.sequence.visibility import Visibility
@@ -149,10 +147,7 @@ def rows(runs: dict[str, Callable[[], float]], rounds: int, images: int) -> list
     table = []
     for dtype in DTYPES:
         peer, own = found[f"{dtype} theirs"], found[f"{dtype} ours"]
-        ratios = [a / b for a, b in zip(peer, own, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        medians = (statistics.median(x) * 1e3 for x in (peer, own))
-        table.append(Row(f"one step of {images} x {PATCHES} patches, {dtype}", *medians, middle, (low, high)))
+        table.append(Row.of(f"one step of {images} x {PATCHES} patches, {dtype}", peer, own))
     return table
 
 
@@ -177,16 +172,7 @@ def main() -> None:
     for name in DTYPES:
         runs[f"{name} theirs"] = lambda name=name: their_step(theirs_by[name], options.images, options.steps)
         runs[f"{name} ours"] = lambda name=name: our_step(ours_by[name], options.images, options.steps)
-    found = rows(runs, options.rounds, options.images)
-    print("| case | diffusers, ms | mmkit, ms | diffusers / mmkit (quartiles) |")
-    print("|---|---|---|---|")
-    for row in found:
-        low, high = row.quartiles
-        print(f"| {row.case} | {row.peer_ms:.1f} | {row.ours_ms:.1f} | {row.ratio:.2f}x ({low:.2f} to {high:.2f}) |")
-    print(f"\nfloat32 weights kept beside the bf16 ones: {held() / 2**20:.0f} MiB")
-    if options.json:
-        written = {"threads": options.threads, "torch": torch.__version__, "rounds": options.rounds, "off": off}
-        options.json.write_text(json.dumps({**written, "rows": [asdict(row) for row in found]}, indent=2) + "\n")
+    report(rows(runs, options.rounds, options.images), "diffusers", off, options.rounds, options.json)
 
 
 if __name__ == "__main__":
